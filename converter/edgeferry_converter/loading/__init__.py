@@ -1,0 +1,1 @@
+"""Loading: a model file, whatever wrote it, into a Keras model; one file a format."""

@@ -1,0 +1,94 @@
+"""What a bundle is and how it would run on this device, without running it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from typing import Any
+
+from edgeferry_runtime import __version__
+from edgeferry_runtime.backend import installed_backends
+from edgeferry_runtime.bundle import Bundle
+from edgeferry_runtime.errors import BackendError
+from edgeferry_runtime.model import Model
+
+__all__ = ["describe", "to_text"]
+
+
+def describe(path: str, variant: str | None, backend: str | None, threads: int | None) -> dict[str, Any]:
+    """Everything `edgeferry-run info` shows, as plain values.
+
+    Where no interpreter can run the bundle, ``here`` says why instead of how.
+    """
+    with Bundle.open(path) as bundle:
+        bundle.verify()
+        manifest = bundle.manifest
+        try:
+            with Model.open(bundle, variant, backend, threads) as model:
+                here: dict[str, Any] = {
+                    "variant": model.variant.name,
+                    "backend": str(model.interpreter.backend),
+                    "threads": model.interpreter.threads,
+                    "preprocessing": model.preprocessor.path,
+                }
+        except BackendError as error:
+            here = {"error": error.message, "remedy": error.remedy}
+        return {
+            "name": manifest.name,
+            "version": manifest.version,
+            "schema_version": manifest.schema_version,
+            "profile": manifest.profile.get("name", ""),
+            "requires": asdict(manifest.requires),
+            "preprocessing": asdict(manifest.preprocessing),
+            "postprocessing": asdict(manifest.postprocessing),
+            "variants": [
+                {
+                    "name": v.name,
+                    "scheme": v.scheme,
+                    "bytes": manifest.files[v.file].size,
+                    "backends": list(v.backends),
+                    "inputs": [asdict(spec) for spec in v.inputs],
+                    "outputs": [asdict(spec) for spec in v.outputs],
+                }
+                for v in manifest.variants
+            ],
+            "golden_frames": len(manifest.golden.frames),
+            "gate": manifest.provenance.get("gate", {}),
+            "here": here,
+            "device": {
+                "machine": platform.machine(),
+                "python": platform.python_version(),
+                "edgeferry_runtime": __version__,
+                "backends": [str(b) for b in installed_backends()],
+            },
+        }
+
+
+def to_text(d: dict[str, Any]) -> str:
+    """The same for people."""
+    declared, here = d["preprocessing"], d["here"]
+    lines = [
+        "{}  {}".format(d["name"], d["version"][:12]),
+        "made for       {}".format(d["profile"] or "no profile"),
+        "task           {}, scores are {}".format(d["postprocessing"]["task"], d["postprocessing"]["scores"]),
+        "preprocessing  {color} {width}x{height} {geometry}, {resize};"
+        " (pixel * {scale:.6g} - {mean}) / {std}".format(**declared),
+        "golden frames  {}".format(d["golden_frames"]),
+    ]
+    for v in d["variants"]:
+        tensors = [
+            "{} {} {}".format(t["name"], "x".join(map(str, t["shape"])), t["dtype"])
+            for t in v["inputs"] + v["outputs"]
+        ]
+        lines.append("variant        {}: {:,} bytes, {}".format(v["name"], v["bytes"], "; ".join(tensors)))
+    if "error" in here:
+        lines += [
+            "here           cannot run: {}".format(here["error"]),
+            "               {}".format(here["remedy"]),
+        ]
+    else:
+        lines.append("here           {variant} on {backend}, {threads} threads; {preprocessing}".format(**here))
+    lines.append(
+        "device         {machine}, Python {python}, edgeferry-runtime {edgeferry_runtime}".format(**d["device"])
+    )
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""Frames with their answer drawn on them, as numbered JPEG files."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from edgeferry_runtime import opencv
+from edgeferry_runtime.errors import SinkError
+from edgeferry_runtime.results import Result
+from edgeferry_runtime.sinks.base import Sink
+from edgeferry_runtime.sources.base import Frame
+
+__all__ = ["AnnotateSink", "draw"]
+
+
+class AnnotateSink(Sink):
+    """Writes FOLDER/frame-000000.jpg and so on.
+
+    Raises:
+        SinkError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str) -> None:
+        opencv.load("annotating frames")
+        self._folder = folder
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise SinkError(
+                "{}: cannot be made: {}".format(folder, error.strerror), "Choose another folder."
+            ) from None
+
+    def write(self, frame: Frame, result: Result) -> None:
+        path = os.path.join(self._folder, "frame-{:06d}.jpg".format(frame.number))
+        ok, data = opencv.load("annotating frames").imencode(".jpg", draw(frame, result))
+        try:
+            if not ok:
+                raise OSError("OpenCV cannot encode it")
+            with open(path, "wb") as file:
+                file.write(data.tobytes())
+        except OSError as error:
+            raise SinkError("{}: cannot be written: {}".format(path, error.strerror or error)) from None
+
+
+def draw(frame: Frame, result: Result) -> np.ndarray:
+    """A BGR copy of the frame with label, score, frame number, age and bundle on it.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    cv2 = opencv.load("annotating frames")
+    picture = frame.pixels
+    if frame.color != "bgr":
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if frame.color == "rgb" else cv2.COLOR_GRAY2BGR)
+    else:
+        picture = picture.copy()
+    best = result.answer.classes[0] if result.answer.classes else None
+    headline = "{} {:.0%}".format(best.label or best.index, best.score) if best else "-"
+    footer = "#{} {:.1f} ms {}".format(frame.number, result.age_us / 1000, result.bundle)
+    height = picture.shape[0]
+    for text, y, size in ((headline, 0.10, 0.0030), (footer, 0.97, 0.0014)):
+        place = (max(2, height // 50), int(height * y))
+        for color, extra in (
+            ((0, 0, 0), 2),
+            ((80, 255, 80), 0),
+        ):  # a dark rim keeps it readable on any ground
+            thickness = max(1, height // 240) + extra
+            cv2.putText(
+                picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, height * size, color, thickness, cv2.LINE_AA
+            )
+    return picture

@@ -1,0 +1,33 @@
+"""What every sink is: it takes each frame with its result, then is closed."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from edgeferry_runtime.results import Result
+from edgeferry_runtime.sources.base import Frame
+
+__all__ = ["Sink"]
+
+
+class Sink:
+    """Base of all sinks; use as a context manager."""
+
+    def write(self, frame: Frame, result: Result) -> None:
+        """Take one result and the very frame it came from.
+
+        Raises:
+            SinkError: it cannot be written.
+        """
+        raise NotImplementedError  # abstract: every sink has its own
+
+    def close(self) -> None:
+        """Flush and let go; harmless twice."""
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,107 @@
+"""Backends: chosen in order, named when absent, memory views that hold over invokes."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+from edgeferry_runtime import backend as backends
+from edgeferry_runtime.backend import Interpreter, find_backend, installed_backends
+from edgeferry_runtime.errors import BackendError, BackendMissingError, UsageError
+
+
+@pytest.fixture
+def tiny_int8(repository):
+    return str(repository / "tests" / "contract" / "data" / "tiny_int8.tflite")
+
+
+def test_litert_is_preferred():
+    assert find_backend().name == "ai-edge-litert"
+    assert installed_backends()[0] == find_backend()
+    assert str(find_backend()).startswith("ai-edge-litert 2.")
+
+
+def test_unknown_backend():
+    with pytest.raises(UsageError, match="did you mean 'tflite-runtime'"):
+        find_backend(("tflite-runtme",))
+
+
+def test_absent_backends_are_named_with_the_install_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    monkeypatch.setitem(sys.modules, "tflite_runtime", None)
+    assert installed_backends() == []
+    with pytest.raises(BackendMissingError) as caught:
+        find_backend()
+    assert "ai-edge-litert:" in caught.value.message
+    assert "tflite-runtime:" in caught.value.message
+    assert "pip install ai-edge-litert" in caught.value.remedy
+    assert isinstance(caught.value, ImportError)
+
+
+def test_tflite_runtime_with_numpy_2_is_refused_in_plain_words(monkeypatch):
+    import types
+
+    monkeypatch.setitem(sys.modules, "tflite_runtime", types.ModuleType("tflite_runtime"))
+    monkeypatch.setattr(backends.np, "__version__", "2.1.0")
+    with pytest.raises(BackendMissingError, match=r"needs numpy older than 2, found 2\.1\.0"):
+        find_backend(("tflite-runtime",))
+
+
+def test_views_are_the_interpreters_own_memory(tiny_int8):
+    interpreter = Interpreter(tiny_int8, threads=1)
+    tensor = interpreter.inputs[0].tensor
+    index = interpreter._interpreter.get_input_details()[0]["index"]
+    out_index = interpreter._interpreter.get_output_details()[0]["index"]
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        values = random.integers(-128, 128, interpreter.input(tensor).shape).astype(np.int8)
+        interpreter.input(tensor)[...] = values
+        np.testing.assert_array_equal(interpreter._interpreter.get_tensor(index), values)
+        interpreter.invoke()
+        found = interpreter.output(interpreter.outputs[0].tensor)
+        np.testing.assert_array_equal(interpreter._interpreter.get_tensor(out_index), found)
+
+
+def test_a_view_outlives_its_interpreter(tiny_int8):
+    interpreter = Interpreter(tiny_int8, threads=1)
+    view = interpreter.input(interpreter.inputs[0].tensor)
+    view[...] = 5
+    del interpreter
+    gc.collect()
+    junk = [np.ones(100_000, np.int8) for _ in range(50)]
+    assert (view == 5).all()
+    assert len(junk) == 50
+
+
+def test_signature_names(tiny_int8):
+    interpreter = Interpreter(tiny_int8, threads=1)
+    names = interpreter.signature_names()
+    assert names[interpreter.inputs[0].tensor] == "image"
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\x00" * 1000])
+def test_what_is_no_model(tmp_path, data):
+    path = tmp_path / "x.tflite"
+    path.write_bytes(data)
+    with pytest.raises(BackendError, match="refuses") as caught:
+        Interpreter(str(path))
+    assert caught.value.remedy
+
+
+def test_an_operation_the_interpreter_does_not_know(real_data):
+    with pytest.raises(BackendError, match="unresolved custom op: fake-op-double"):
+        Interpreter(str(real_data / "coral" / "model_invoking_error.tflite"), threads=1)
+
+
+def test_a_kernel_that_fails_while_it_runs(tiny_int8, monkeypatch):
+    interpreter = Interpreter(tiny_int8, threads=1)
+
+    class Failing:
+        def invoke(self):
+            raise RuntimeError("Node number 3 failed to invoke")
+
+    monkeypatch.setattr(interpreter, "_interpreter", Failing())
+    with pytest.raises(BackendError, match="Node number 3 failed"):
+        interpreter.invoke()
