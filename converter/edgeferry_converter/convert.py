@@ -18,7 +18,7 @@ from edgeferry_converter.data.folders import ImageFolders, Split, decode, list_i
 from edgeferry_converter.data.labels import read_labels
 from edgeferry_converter.errors import ModelError, OptionError
 from edgeferry_converter.evaluation import Evaluation, FloatModel, evaluate, scores_kind
-from edgeferry_converter.goldens import GoldenFrames, choose_frames, tolerance
+from edgeferry_converter.goldens import GoldenFrames, choose_frames, tells_a_dead_model, tolerance
 from edgeferry_converter.latency import Latency, measure_latency
 from edgeferry_converter.loading.keras_files import LoadedModel, load_model
 from edgeferry_converter.packager import Contents, bundle_name, pack
@@ -99,6 +99,7 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
         progress.step("loading")
         source = load_model(request.model)
         shape = _model_shape(source)
+        source = replace(source, keras=_plain(source.keras))
         declared = read_preprocessing(request.preprocess, shape.height, shape.width, shape.channels)
         folders = list_images(request.data, labels, shape.classes)
         split = split_images(folders.images, request.seed)
@@ -170,6 +171,13 @@ def _model_shape(source: LoadedModel) -> _ModelShape:
     return _ModelShape(shape[1], shape[2], shape[3], classes[1])
 
 
+def _plain(model: Any) -> Any:
+    """The same layers with one bare tensor in and out; files of Keras 2 often wrap them in lists and dicts."""
+    import keras
+
+    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+
+
 def _quantize(
     source: LoadedModel,
     declared: Preprocessing,
@@ -220,7 +228,9 @@ def _contents(
         postprocessing=Postprocessing(task="classify", output="", scores=kind),
         labels=folders.labels,
         runners=shipped,
-        tolerances={r.variant.name: tolerance(scores[r.variant.name], r, evaluation.span) for r in shipped},
+        tolerances={
+            r.variant.name: tolerance(scores[r.variant.name], r, golden, evaluation.span) for r in shipped
+        },
         golden=golden,
         provenance={},
     )
@@ -307,17 +317,22 @@ def _figures(
             "python": platform.python_version(),
         },
         "tools": contents.provenance["tools"],
-        "warnings": _warnings(evaluation, len(contents.labels)),
+        "warnings": _warnings(evaluation, contents),
     }
 
 
-def _warnings(evaluation: Evaluation, classes: int) -> list[str]:
-    accuracy = evaluation.keras_correct / evaluation.frames
-    if classes > 2 and accuracy < GUESSING / classes:
-        return [
+def _warnings(evaluation: Evaluation, contents: Contents) -> list[str]:
+    warnings = []
+    accuracy, classes = evaluation.keras_correct / evaluation.frames, len(contents.labels)
+    if accuracy < (GUESSING / classes if classes > 3 else 0.6):
+        warnings.append(
             f"the Keras model itself is right on {accuracy:.1%} of the images, little better than guessing:"
             " try another --preprocess (raw, unit, tf, torch, caffe) or check the order of the labels"
-        ]
-    if classes == 2 and accuracy < 0.6:
-        return [f"the Keras model itself is right on {accuracy:.1%} of the images: check --preprocess and labels"]
-    return []
+        )
+    for name, allowed in contents.tolerances.items():
+        if not tells_a_dead_model(contents.golden, name, allowed):
+            warnings.append(
+                f"{name}: the golden frames cannot tell a device that answers the same for every picture:"
+                " quantisation error is as large as the differences between answers"
+            )
+    return warnings

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from edgeferry_runtime.golden import probe_frame, tensor_sha256
+from edgeferry_runtime.golden import deviation, probe_frame, tensor_sha256
 from edgeferry_runtime.manifest import Tolerance
 from edgeferry_runtime.preprocessing import Preprocessing
 from edgeferry_runtime.resize import resize
@@ -17,7 +17,7 @@ from edgeferry_converter.data.folders import Image, decode
 from edgeferry_converter.evaluation import FloatModel, VariantScore
 from edgeferry_converter.variants import VariantRunner
 
-__all__ = ["GoldenFrames", "choose_frames", "npy_bytes", "tolerance"]
+__all__ = ["GoldenFrames", "choose_frames", "npy_bytes", "tells_a_dead_model", "tolerance"]
 
 MIN_FRAMES = 8
 MAX_FRAMES = 16
@@ -68,21 +68,32 @@ def choose_frames(
     )
 
 
-def tolerance(score: VariantScore, runner: VariantRunner, span: float) -> Tolerance:
-    """How far a device may be from this workstation, from the quantisation error measured on held-out frames.
+def tolerance(score: VariantScore, runner: VariantRunner, golden: GoldenFrames, span: float) -> Tolerance:
+    """How far a device may be from this workstation, from the quantisation error that was measured.
 
-    The variant differs from the Keras model by ``score``.  Another build of the interpreter that computes the
-    same model differs from this one by less than that; one that differs by more has lost more than quantisation
-    did.  Where quantisation lost nothing measurable, one step of the output (two for a single value), or
-    rounding for float outputs, remains.
+    Another build of the interpreter rounds elsewhere: its answers are off the Keras model's about as far as this
+    one's are, but in other directions.  By the triangle inequality the two then differ by at most twice that
+    error, and a device that differs by more lost more than quantisation did.  The error is the larger of that
+    over all held-out frames and that over the golden frames, which may be harder than the average.  Where
+    quantisation lost nothing measurable, a step of the output, or rounding for float outputs, takes its place.
 
     Args:
-        score: the measured error.
+        score: the error on held-out frames.
         runner: whose output it is.
+        golden: the frames a device will replay.
         span: largest |output| of the Keras model.
     """
     step = resolution(runner.outputs[0]) or FLOAT_ROUNDING[runner.variant.scheme.name] * span
-    return Tolerance(max_abs=float(max(score.max_error, 2 * step)), rms=float(max(score.rms_error, step)))
+    error = golden.outputs[runner.variant.name].astype(np.float64) - golden.reference
+    rms = max(score.rms_error, float(np.sqrt(np.mean(error**2))), step)
+    return Tolerance(max_abs=2 * max(score.max_error, float(np.abs(error).max()), step), rms=2 * rms)
+
+
+def tells_a_dead_model(golden: GoldenFrames, variant: str, allowed: Tolerance) -> bool:
+    """Whether a device that answers the same for every frame is outside the tolerance, as it must be."""
+    outputs = golden.outputs[variant]
+    constant = np.broadcast_to(outputs.mean(axis=0), outputs.shape)
+    return not deviation("", constant, outputs, allowed).ok
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgeferry_runtime.errors import EdgeferryError
 
 from edgeferry_converter.errors import ConversionError
 
@@ -101,6 +102,8 @@ def quantize(
         converter.target_spec.supported_types = [tf.float16]
     try:
         return bytes(converter.convert())
+    except EdgeferryError:
+        raise  # a calibration image that cannot be decoded, say
     except Exception as error:
         # The converter raises its own ConverterError, ValueError or RuntimeError, with pages of MLIR.
         raise ConversionError(
