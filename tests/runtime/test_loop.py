@@ -95,6 +95,15 @@ def test_two_sinks_and_annotated_frames(bundle, video, tmp_path):
     assert (np.abs(drawn.astype(int) - 20) > 60).any()  # something was drawn on the plain frame
 
 
+def test_annotating_one_frame_in_five(bundle, video, tmp_path):
+    sink = f"annotate:{tmp_path / 'few'}?every=5"
+    assert main(["run", "--bundle", str(bundle), "--source", video, "--sink", sink]) == 0
+    assert [p.name for p in sorted((tmp_path / "few").iterdir())] == [f"frame-{i:06d}.jpg" for i in (0, 5, 10)]
+    for wrong in ("every=0", "evry=5", "every=x"):
+        with pytest.raises(UsageError, match="is no option"):
+            open_sink(f"annotate:{tmp_path / 'few'}?{wrong}")
+
+
 def test_synthetic_is_the_same_every_time_and_keeps_its_rate():
     first, second = open_source("synthetic:40x30"), open_source("synthetic:40x30")
     for _ in range(3):

@@ -2,7 +2,7 @@
 
 jsonl:-               one JSON object a line on standard output
 jsonl:FILE            the same, appended to a file
-annotate:FOLDER       each frame with its answer drawn on it, as JPEG
+annotate:FOLDER       each frame with its answer drawn on it, as JPEG (annotate:FOLDER?every=30: one in 30)
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Frames with their answer drawn on them, as numbered JPEG files."""
+"""Frames with their answer drawn on them, as numbered JPEG files: all of them, or one in N."""
 
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 
 from edgeferry_runtime import opencv
-from edgeferry_runtime.errors import SinkError
+from edgeferry_runtime.errors import SinkError, UsageError
 from edgeferry_runtime.results import Result
 from edgeferry_runtime.sinks.base import Sink
 from edgeferry_runtime.sources.base import Frame
@@ -18,13 +19,22 @@ __all__ = ["AnnotateSink", "draw"]
 class AnnotateSink(Sink):
     """Writes FOLDER/frame-000000.jpg and so on.
 
+    Args:
+        where: "FOLDER", or "FOLDER?every=30" for one frame in thirty (an SD card lasts longer so).
+
     Raises:
+        UsageError: the part behind "?" is malformed.
         SinkError: the folder cannot be made.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, where: str) -> None:
+        folder, _, option = where.partition("?")
+        match = re.match(r"every=([1-9]\d{0,8})\Z", option)
+        if option and not match:
+            raise UsageError("annotate:{}: {!r} is no option".format(where, option), "Write annotate:FOLDER?every=30.")
         opencv.load("annotating frames")
         self._folder = folder
+        self._every = int(match.group(1)) if match else 1
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
@@ -33,6 +43,8 @@ class AnnotateSink(Sink):
             ) from None
 
     def write(self, frame: Frame, result: Result) -> None:
+        if frame.number % self._every:
+            return
         path = os.path.join(self._folder, "frame-{:06d}.jpg".format(frame.number))
         ok, data = opencv.load("annotating frames").imencode(".jpg", draw(frame, result))
         try:
