@@ -99,7 +99,7 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
         progress.step("loading")
         source = load_model(request.model)
         shape = _model_shape(source)
-        source = replace(source, keras=_plain(source.keras))
+        source = source.bare()
         declared = read_preprocessing(request.preprocess, shape.height, shape.width, shape.channels)
         folders = list_images(request.data, labels, shape.classes)
         split = split_images(folders.images, request.seed)
@@ -169,13 +169,6 @@ def _model_shape(source: LoadedModel) -> _ModelShape:
             "convert makes bundles of classifiers so far.",
         )
     return _ModelShape(shape[1], shape[2], shape[3], classes[1])
-
-
-def _plain(model: Any) -> Any:
-    """The same layers with one bare tensor in and out; files of Keras 2 often wrap them in lists and dicts."""
-    import keras
-
-    return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
 
 
 def _quantize(

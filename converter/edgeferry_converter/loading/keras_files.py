@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ class LoadedModel:
     path: Path
     format: str
     sha256: str
+
+    def bare(self) -> LoadedModel:
+        """The same layers with one bare tensor in and out; files of Keras 2 often wrap them in lists and dicts."""
+        import keras
+
+        first, last = self.keras.inputs[0], self.keras.outputs[0]
+        return replace(self, keras=keras.Model(first, last, name=self.keras.name))
 
 
 def load_model(path: Path) -> LoadedModel:

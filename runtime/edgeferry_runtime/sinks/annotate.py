@@ -31,7 +31,9 @@ class AnnotateSink(Sink):
         folder, _, option = where.partition("?")
         match = re.match(r"every=([1-9]\d{0,8})\Z", option)
         if option and not match:
-            raise UsageError("annotate:{}: {!r} is no option".format(where, option), "Write annotate:FOLDER?every=30.")
+            raise UsageError(
+                "annotate:{}: {!r} is no option".format(where, option), "Write annotate:FOLDER?every=30."
+            )
         opencv.load("annotating frames")
         self._folder = folder
         self._every = int(match.group(1)) if match else 1
@@ -72,14 +74,12 @@ def draw(frame: Frame, result: Result) -> np.ndarray:
     headline = "{} {:.0%}".format(best.label or best.index, best.score) if best else "-"
     footer = "#{} {:.1f} ms {}".format(frame.number, result.age_us / 1000, result.bundle)
     height = picture.shape[0]
-    for text, y, size in ((headline, 0.10, 0.0030), (footer, 0.97, 0.0014)):
-        place = (max(2, height // 50), int(height * y))
-        for color, extra in (
-            ((0, 0, 0), 2),
-            ((80, 255, 80), 0),
-        ):  # a dark rim keeps it readable on any ground
-            thickness = max(1, height // 240) + extra
-            cv2.putText(
-                picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, height * size, color, thickness, cv2.LINE_AA
-            )
+    font, thickness, margin = cv2.FONT_HERSHEY_SIMPLEX, max(1, height // 240), max(2, height // 60)
+    for text, scale in ((headline, height / 300), (footer, height / 600)):
+        (width, tall), below = cv2.getTextSize(text, font, scale, thickness)
+        box = tall + below + 2 * margin
+        y = 0 if text is headline else height - box
+        # A filled ground keeps it readable on any picture.
+        cv2.rectangle(picture, (0, y), (width + 2 * margin, y + box), (0, 0, 0), cv2.FILLED)
+        cv2.putText(picture, text, (margin, y + margin + tall), font, scale, (80, 255, 80), thickness, cv2.LINE_AA)
     return picture

@@ -14,11 +14,10 @@ import re
 
 from edgeferry_runtime.errors import SourceError, UsageError
 from edgeferry_runtime.fields import did_you_mean
-from edgeferry_runtime.sources.base import Frame, FrameSource
+from edgeferry_runtime.sources.base import PICTURES, Frame, FrameSource
 
-__all__ = ["Frame", "FrameSource", "open_source"]
+__all__ = ["PICTURES", "Frame", "FrameSource", "open_source"]
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 _SCHEMES = ("synthetic",)
 _CLASSES = {
     "camera": ("edgeferry_runtime.sources.camera", "CameraSource"),

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Frame", "FrameSource"]
+__all__ = ["PICTURES", "Frame", "FrameSource"]
+
+# Endings of the picture files that OpenCV decodes in every build.
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 
 
 class Frame(NamedTuple):

@@ -7,7 +7,7 @@ import time
 
 from edgeferry_runtime import opencv
 from edgeferry_runtime.errors import SourceError
-from edgeferry_runtime.sources.base import Frame, FrameSource
+from edgeferry_runtime.sources.base import PICTURES, Frame, FrameSource
 
 __all__ = ["FolderSource"]
 
@@ -23,8 +23,6 @@ class FolderSource(FrameSource):
     """
 
     def __init__(self, path: str) -> None:
-        from edgeferry_runtime.sources import PICTURES
-
         self._cv2 = opencv.load("decoding pictures")
         self._root = path
         if os.path.isdir(path):

@@ -1,0 +1,1 @@
+"""The workstation half of edgeferry that carries a bundle to a board over SSH."""

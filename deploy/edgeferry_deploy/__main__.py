@@ -1,0 +1,5 @@
+"""`python -m edgeferry_deploy` is `edgeferry`."""
+
+from edgeferry_deploy.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,375 @@
+"""Every command edgeferry runs on a device, as pure functions that return argument lists.
+
+A script is POSIX sh for dash and busybox; what varies travels as positional parameters or on stdin and is
+never pasted into the script, so no name can break out of its quotes.  `$0` is the command's short name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "assemble",
+    "check",
+    "discard",
+    "name_of",
+    "publish",
+    "receive",
+    "receive_many",
+    "remedy_for",
+    "repair",
+    "send",
+    "survey",
+    "switch",
+]
+
+Argv = list[str]
+
+# sync FILE... is fsync of each in coreutils since 8.24; where it is not known, the whole system is synced.
+FSYNC = 'fsync() { sync -- "$@" 2>/dev/null || sync; }\n'
+# mv -T renames over a link to a folder instead of moving into it; old busybox lacks it, Python never does.
+REPLACE = """replace() {
+  mv -fT -- "$1" "$2" 2>/dev/null && return
+  "$python" -c 'import os, sys; os.replace(sys.argv[1], sys.argv[2])' "$1" "$2"
+}
+"""
+DIGEST = 'digest_of() { sum=$(sha256sum <"$1") || return 1; echo "${sum%% *}"; }\n'
+START = "set -u\nexport LC_ALL=C\numask 022\n"
+
+# Python 2.7 and 3.x must be able to parse it: its job is to say how old the Python is.
+PROBE = """from __future__ import print_function
+import platform, sys
+say = lambda key, value: print("\\t".join((key, str(value))))
+say("version", ".".join(str(part) for part in sys.version_info[:3]))
+say("executable", sys.executable or "")
+say("machine", platform.machine())
+if sys.version_info >= (3, 4):
+    from importlib.util import find_spec
+    for module in ("numpy", "ai_edge_litert", "tflite_runtime"):
+        say(module, "yes" if find_spec(module) else "no")
+"""
+
+SURVEY = (
+    START
+    + DIGEST
+    + r"""
+root=$1 release=$2 chosen=$3 probe=$4
+case $root in "~/"*) root=$HOME/${root#"~/"} ;; esac
+case $chosen in "~/"*) chosen=$HOME/${chosen#"~/"} ;; esac
+say() { printf '%s\t%s\t%s\n' "$1" "$2" "$3"; }
+
+echo 'edgeferry-survey 1'
+base=$root
+while [ ! -e "$base" ] && [ "$base" != / ]; do base=$(dirname -- "$base"); done
+say root "$root" "$([ -d "$base" ] && [ -w "$base" ] && echo writable || echo "unwritable $base")"
+say disk free "$(df -Pk -- "$base" 2>/dev/null | tail -n 1)"
+
+if [ -n "$chosen" ]; then set -- "$chosen"; else set -- "$root/venv/bin/python3" python3; fi
+for candidate in "$@"; do
+  python=$(command -v -- "$candidate" 2>/dev/null) || continue
+  say python path "$python"
+  "$python" -c "$probe" </dev/null 2>&1 | head -c 4096 | while read -r line; do say probe - "$line"; done
+  break
+done
+
+while read -r digest member; do
+  blob=$root/blobs/$digest file=$root/releases/$release/$member
+  state=missing
+  if [ -f "$blob" ] && [ ! -L "$blob" ]; then
+    if [ "$(digest_of "$blob")" = "$digest" ]; then state=good; else state=corrupt; fi
+    say blob "$digest" "$state"
+  fi
+  if [ -n "$release" ] && [ "$member" != - ] && [ -d "$root/releases/$release" ]; then
+    if [ "$state" = good ] && [ "$file" -ef "$blob" ]; then continue; fi
+    [ -f "$file" ] && [ "$(digest_of "$file")" = "$digest" ] && continue
+    say damaged "$release" "$member"
+  fi
+done
+
+if [ -d "$root" ]; then
+  for link in current previous; do
+    if [ -L "$root/$link" ]; then say link "$link" "$(readlink -- "$root/$link")"; fi
+  done
+  for folder in "$root"/releases/*; do
+    [ -d "$folder" ] || continue
+    record=$(head -c 8192 -- "$folder/release.json" 2>/dev/null | tr -d '\000-\037')
+    say release "${folder##*/}" "$record"
+  done
+  for folder in "$root"/env/*; do
+    [ -d "$folder" ] || continue
+    say env "${folder##*/}" "$([ -x "$folder/edgeferry-run" ] && echo ready || echo cut)"
+  done
+  for part in "$root"/blobs/*.part; do
+    if [ -f "$part" ]; then name=${part##*/}; say part "${name%.part}" "$(($(wc -c <"$part")))"; fi
+  done
+  say disk used "$(du -sk -- "$root" 2>/dev/null | tail -n 1)"
+fi
+echo end
+"""
+)
+
+RECEIVE = (
+    START
+    + r"""
+mkdir -p -- "$(dirname -- "$1")" || exit
+if [ "$2" = 0 ]; then exec cat >"$1"; fi
+size=0
+[ -f "$1" ] && size=$(wc -c <"$1")
+if [ "$size" -ne "$2" ]; then echo "$1 holds $((size)) bytes, not $2" >&2; exit 3; fi
+exec cat >>"$1"
+"""
+)
+
+# Python, because head -c reads ahead in busybox and a board need not have tar.
+UNPACK = """
+import sys
+stream = sys.stdin.buffer
+try:
+    for line in iter(stream.readline, b""):
+        name, size = line.decode("ascii").split()
+        with open(name + ".part", "wb") as part:
+            part.write(stream.read(int(size)))
+except OSError as error:
+    sys.exit(str(error))
+"""
+
+RECEIVE_MANY = (
+    START
+    + r"""
+mkdir -p -- "$1/blobs" && cd -- "$1/blobs" || exit
+exec "$2" -S -c "$3"
+"""
+)
+
+SEND = START + 'exec cat -- "$1"\n'
+
+PUBLISH = (
+    START
+    + FSYNC
+    + DIGEST
+    + r"""
+cd -- "$1/blobs" || exit
+shift
+echo 'edgeferry-publish 1'
+while read -r digest size; do
+  part=$digest.part
+  have=0
+  [ -f "$part" ] && have=$(($(wc -c <"$part")))
+  if [ "$have" -lt "$size" ]; then printf 'short\t%s\t%s\n' "$digest" "$have"; continue; fi
+  actual=$(digest_of "$part")
+  if [ "$actual" != "$digest" ]; then
+    rm -f -- "$part"
+    printf 'mismatch\t%s\t%s\n' "$digest" "$actual"
+    continue
+  fi
+  chmod 444 "$part" && fsync "$part" && mv -f -- "$part" "$digest" || exit
+  printf 'stored\t%s\t%s\n' "$digest" "$have"
+done
+fsync .
+echo end
+"""
+)
+
+ASSEMBLE = (
+    START
+    + FSYNC
+    + REPLACE
+    + r"""
+root=$1 id=$2 suffix=$3 env=$4 python=$5 runtime=$6 launcher=$7
+cd -- "$root" && mkdir -p blobs releases env log || exit
+rm -rf -- releases/*.tmp-???????? env/*.tmp-????????
+
+if [ ! -x "env/$env/edgeferry-run" ]; then
+  tmp=env/$env.tmp-$suffix
+  mkdir -- "$tmp" || exit
+  "$python" -m zipfile -e "blobs/$runtime" "$tmp" </dev/null || exit
+  ln -- "blobs/$runtime" "$tmp/runtime.zip" || exit
+  printf '%s' "$launcher" >"$tmp/edgeferry-run" && chmod 755 "$tmp/edgeferry-run" || exit
+  find "$tmp" -type f -exec sync -- {} + 2>/dev/null || sync
+  find "$tmp" -type d -exec sync -- {} + 2>/dev/null || sync
+  rm -rf -- "env/$env"
+  replace "$tmp" "env/$env" || exit
+  fsync env
+fi
+
+[ -d "releases/$id" ] && exit
+tmp=releases/$id.tmp-$suffix
+mkdir -- "$tmp" || exit
+while read -r digest member; do
+  case $member in */*) mkdir -p -- "$tmp/${member%/*}" || exit ;; esac
+  ln -- "blobs/$digest" "$tmp/$member" || exit
+done
+find "$tmp" -type d -exec sync -- {} + 2>/dev/null || sync
+replace "$tmp" "releases/$id" || exit
+fsync releases blobs
+"""
+)
+
+REPAIR = (
+    START
+    + FSYNC
+    + r"""
+cd -- "$1/releases/$2" || exit
+while read -r digest member; do
+  case $member in */*) mkdir -p -- "${member%/*}" || exit ;; esac
+  rm -f -- "$member.tmp-repair"
+  ln -- "$1/blobs/$digest" "$member.tmp-repair" && mv -f -- "$member.tmp-repair" "$member" || exit
+  rm -f -- "$member.tmp-repair"
+  fsync "$(dirname -- "$member")"
+done
+"""
+)
+
+# The device ends a hung check itself: closing the session does not kill what runs there.
+CHECK = (
+    START
+    + r"""
+cd -- "$1" || exit
+launcher=env/$3/edgeferry-run
+if [ ! -x "$launcher" ]; then echo "$1/$launcher is missing" >&2; exit 127; fi
+if timeout 1 true 2>/dev/null; then set -- "$@" timeout "$4"; else set -- "$@" env; fi
+release=releases/$2
+shift 4
+exec "$@" "$launcher" check --bundle "$release" --json </dev/null
+"""
+)
+
+SWITCH = (
+    START
+    + FSYNC
+    + REPLACE
+    + r"""
+root=$1 id=$2 expected=$3 suffix=$4 python=$5 record=$6 line=$7
+cd -- "$root" || exit
+now=$(readlink current 2>/dev/null)
+if [ "${now##*/}" != "$expected" ]; then
+  echo "current is ${now:-nothing}, not ${expected:-nothing}: somebody else switched meanwhile" >&2
+  exit 3
+fi
+if [ ! -d "releases/$id" ]; then echo "releases/$id is gone" >&2; exit 3; fi
+if [ -n "$record" ]; then
+  new=releases/$id/release.json.tmp-$suffix
+  printf '%s\n' "$record" >"$new" && chmod 444 "$new" && fsync "$new" || exit
+  mv -f -- "$new" "releases/$id/release.json" || exit
+  fsync "releases/$id"
+fi
+link() {
+  rm -f -- "$2.tmp-$suffix" && ln -s -- "releases/$1" "$2.tmp-$suffix" && replace "$2.tmp-$suffix" "$2"
+}
+# previous first: the rename of current is the one moment that commits.
+if [ -n "$expected" ] && [ "$expected" != "$id" ]; then link "$expected" previous || exit; fi
+fsync releases .
+link "$id" current || exit
+fsync . ..
+mkdir -p log && printf '%s\n' "$line" >>log/audit.jsonl && fsync log/audit.jsonl log
+
+while read -r kind name; do
+  for link in current previous; do
+    if [ "$(readlink "$link" 2>/dev/null)" = "releases/$name" ]; then continue 2; fi
+  done
+  case $kind in
+    release) rm -rf -- "releases/$name" ;;
+    env) rm -rf -- "env/$name" ;;
+  esac
+done
+# A blob with one link belongs to no release; an hour spares the one another push is sending right now.
+find blobs -type f -links 1 ! -name '*.part' -mmin +60 -exec rm -f -- {} +
+find blobs -type f -name '*.part' -mmin +10080 -exec rm -f -- {} +
+exit 0
+"""
+)
+
+DISCARD = (
+    START
+    + FSYNC
+    + r"""
+cd -- "$1" || exit
+for link in current previous; do
+  if [ "$(readlink "$link" 2>/dev/null)" = "releases/$2" ]; then echo "$2 is $link: kept" >&2; exit 3; fi
+done
+rm -rf -- "releases/$2" && fsync releases
+mkdir -p log && printf '%s\n' "$3" >>log/audit.jsonl
+"""
+)
+
+# What a device says when it refuses -> what to do about it.
+REMEDIES = (
+    ("No space left on device", "free some space on the device, or choose another --root"),
+    ("Read-only file system", "the device's file system is mounted read-only; choose another --root"),
+    ("Permission denied", "give the user write access, or choose another --root"),
+    ("Disk quota exceeded", "free some of the user's quota on the device, or choose another --root"),
+    ("Operation not permitted", "the file system must know hard links (ext4, not FAT); choose another --root"),
+    ("not found", "the device needs a POSIX shell with coreutils or busybox"),
+    ("somebody else switched", "look at `edgeferry status`, then push again"),
+)
+
+
+def script(name: str, text: str, *arguments: str) -> Argv:
+    """A shell script as an argument list; `name` becomes its `$0`."""
+    return ["sh", "-c", text, f"edgeferry-{name}", *arguments]
+
+
+def name_of(argv: Sequence[str]) -> str:
+    """A command's short name, for messages."""
+    return argv[3] if len(argv) > 3 and list(argv[:2]) == ["sh", "-c"] else (argv[0] if argv else "nothing")
+
+
+def remedy_for(said: str) -> str:
+    """The next step after a device refused with these words; empty when they are not known."""
+    return next((remedy for words, remedy in REMEDIES if words in said), "")
+
+
+def survey(root: str, release: str = "", python: str = "") -> Argv:
+    """Look at everything a push, a rollback or a status needs; writes nothing.
+
+    Stdin: a line `SHA256 MEMBER` for each blob of interest, MEMBER `-` for one that is in no release.
+    """
+    return script("survey", SURVEY, root, release, python, PROBE)
+
+
+def receive(path: str, offset: int = 0) -> Argv:
+    """Write stdin to a file: a new one, or the rest of one that holds exactly `offset` bytes."""
+    return script("receive", RECEIVE, path, str(offset))
+
+
+def receive_many(root: str, python: str) -> Argv:
+    """Write many small partial uploads in one go (stdin: for each a line `SHA256 SIZE`, then its bytes)."""
+    return script("receive-many", RECEIVE_MANY, root, python, UNPACK)
+
+
+def send(path: str) -> Argv:
+    """Print a file."""
+    return script("send", SEND, path)
+
+
+def publish(root: str) -> Argv:
+    """Hash the partial uploads on stdin (lines `SHA256 SIZE`) and turn the right ones into blobs."""
+    return script("publish", PUBLISH, root)
+
+
+def assemble(root: str, release: str, suffix: str, env: str, python: str, runtime: str, launcher: str) -> Argv:
+    """Unpack the runtime when this env is new, then link a release out of blobs (stdin: `SHA256 MEMBER`)."""
+    return script("assemble", ASSEMBLE, root, release, suffix, env, python, runtime, launcher)
+
+
+def repair(root: str, release: str) -> Argv:
+    """Replace damaged members of a release by their blobs, each in one rename (stdin: `SHA256 MEMBER`)."""
+    return script("repair", REPAIR, root, release)
+
+
+def check(root: str, release: str, env: str, seconds: int) -> Argv:
+    """Replay a release's goldens on the device."""
+    return script("check", CHECK, root, release, env, str(seconds))
+
+
+def switch(root: str, release: str, expected: str, suffix: str, python: str, record: str, line: str) -> Argv:
+    """Make a release current, but only while `expected` still is; then prune what stdin names.
+
+    Stdin: lines `release ID` and `env HASH`; what current or previous point to stays whatever they say.
+    """
+    return script("switch", SWITCH, root, release, expected, suffix, python, record, line)
+
+
+def discard(root: str, release: str, line: str) -> Argv:
+    """Remove a release that failed its check, never current or previous."""
+    return script("discard", DISCARD, root, release, line)
