@@ -85,8 +85,10 @@ p { margin: .3rem 0; color: var(--soft) } code { font-size: .9em }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem;
          margin-top: 1.4rem }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem }
-.card b { display: block; font-size: 1.6rem; line-height: 1.3 } .card span { color: var(--soft); font-size: .85rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+.card b { display: block; font-size: 1.6rem; line-height: 1.3 }
+.card span { color: var(--soft); font-size: .85rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .35rem .7rem; white-space: nowrap;
          border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500; font-size: .85rem }
