@@ -147,10 +147,12 @@ def parse_output(found: Mapping[str, Any]) -> Output:
     Raises:
         ValueError: a figure is no number.
     """
-    figures = ("max_abs", "max_abs_tolerance", "rms", "rms_tolerance")
-    if not all(isinstance(found.get(key), int | float) for key in figures):
+    names = ("max_abs", "max_abs_tolerance", "rms", "rms_tolerance")
+    # JSON has no infinity and no NaN: an output that is no number comes as null.
+    figures = [float("inf") if found.get(name, "") is None else found.get(name) for name in names]
+    if not all(isinstance(figure, int | float) for figure in figures):
         raise ValueError("has an output without figures")
-    return Output(text_of(found, "name"), *(float(found[key]) for key in figures))
+    return Output(text_of(found, "name"), *map(float, figures))  # type: ignore[arg-type]
 
 
 def text_of(found: Mapping[str, Any], key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 
@@ -262,10 +263,17 @@ def test_survey_parser_survives_hostile_values(lines):
     )
 )
 def test_check_parser_survives_any_json(value):
-    import json
-
     try:
         found = parse_check(json.dumps({"ok": True, "outputs": value, "frames": value, "error": value}).encode())
     except ValueError:
         return
     assert found.error.isprintable()
+
+
+def test_an_output_that_is_no_number_is_infinitely_off():
+    output = {"name": "y", "max_abs": None, "max_abs_tolerance": 0.1, "rms": None, "rms_tolerance": 0.1}
+    found = parse_check(json.dumps({"ok": False, "outputs": [output], "error": "wrong"}).encode())
+    assert found.outputs[0].max_abs == float("inf")
+    del output["rms"]
+    with pytest.raises(ValueError, match="without figures"):
+        parse_check(json.dumps({"ok": False, "outputs": [output]}).encode())
