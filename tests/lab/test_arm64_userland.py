@@ -1,0 +1,130 @@
+"""An arm64 Debian userland under qemu-user: the same bytes of preprocessing, golden outputs within tolerance.
+
+Nothing here is timed: emulation is a hundred times slower than a board.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+SYSTEM = "bookworm"  # Raspberry Pi OS 12: Python 3.11, glibc 2.36
+PACKAGES = "python3,python3-minimal,libpython3-stdlib,libstdc++6,zlib1g,libexpat1"
+PLATFORMS = [
+    "manylinux_2_17_aarch64",
+    "manylinux_2_27_aarch64",
+    "manylinux_2_28_aarch64",
+    "manylinux_2_34_aarch64",
+]
+# The versions of the profiles rpi3, rpi4 and rpi5.
+WHEELS = ["numpy", "opencv-python-headless", "ai-edge-litert>=2.1,<2.2"]
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+
+
+def need_root_and_tools() -> None:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs root on Linux, for chroot")
+    for tool in ("mmdebstrap", "qemu-aarch64-static", "update-binfmts"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed: apt install mmdebstrap qemu-user-static binfmt-support")
+    if not (BINFMT / "register").exists():
+        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)], check=False)
+    subprocess.run(["update-binfmts", "--enable", "qemu-aarch64"], check=False, capture_output=True)
+    if not (BINFMT / "qemu-aarch64").exists():
+        pytest.skip("this kernel runs no foreign binaries (binfmt_misc)")
+
+
+@pytest.fixture(scope="module")
+def userland(repository, tmp_path_factory) -> Path:
+    """A root file system with Python, the wheels a Raspberry Pi 4 gets, and the runtime."""
+    need_root_and_tools()
+    root = tmp_path_factory.mktemp("lab") / "root"
+    subprocess.run(
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=extract",
+            "--architectures=arm64",
+            f"--include={PACKAGES}",
+            SYSTEM,
+            root,
+        ],
+        check=True,
+    )
+    site = root / "opt" / "site"
+    platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", site, *platforms,
+         "--python-version", "3.11", "--only-binary=:all:", *WHEELS],
+        check=True,
+    )  # fmt: skip
+    package = repository / "runtime" / "edgeferry_runtime"
+    shutil.copytree(package, site / "edgeferry_runtime", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "work").mkdir()
+    for name in ("preprocessing_hashes.py", "preprocessing_hashes.json"):
+        shutil.copy(repository / "tests" / "contract" / name, root / "work")
+    yield root
+    shutil.rmtree(root)
+
+
+def run(userland: Path, *argv: str) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": "/opt/site", "PYTHONDONTWRITEBYTECODE": "1", "PATH": "/usr/bin:/bin", "HOME": "/"}
+    return subprocess.run(
+        [shutil.which("chroot"), str(userland), "/usr/bin/python3", *argv],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_the_same_bytes_of_preprocessing(userland):
+    done = run(userland, "/work/preprocessing_hashes.py", "--check")
+    print(done.stdout)
+    assert "144 frames by numpy and OpenCV" in done.stdout, done.stderr
+    assert "0 differ" in done.stdout
+    machine = run(userland, "-c", "import platform; print(platform.machine())")
+    assert machine.stdout.strip() == "aarch64"
+
+
+def check(userland: Path, bundle: Path) -> dict:
+    shutil.copy(bundle, userland / "work" / "x.ferry")
+    done = run(userland, "-m", "edgeferry_runtime", "check", "--bundle", "/work/x.ferry", "--json")
+    report = json.loads(done.stdout)
+    print(report)
+    return report
+
+
+def test_goldens_of_a_tiny_bundle(userland, bundle):
+    report = check(userland, bundle)
+    assert report["ok"] is True
+    assert report["preprocessing_differs"] == []
+
+
+def test_goldens_of_the_digits(userland, repository, tmp_path):
+    example = repository / "examples" / "digits"
+    subprocess.run([sys.executable, example / "scene.py", "--folders", "scenes"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "edgeferry_deploy", "convert", example / "digits.keras", "--profile", "rpi4",
+         "--data", "scenes", "--preprocess", "unit", "-o", "digits.ferry"],
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    report = check(userland, tmp_path / "digits.ferry")
+    assert report["ok"] is True
+    assert report["backend"].startswith("ai-edge-litert 2.1")
+    # An outright equal answer would mean that this test does not see another interpreter at all.
+    assert 0 < report["outputs"][0]["rms"] < report["outputs"][0]["rms_tolerance"]
+
+
+def test_the_loop_runs(userland, bundle):
+    shutil.copy(bundle, userland / "work" / "x.ferry")
+    done = run(
+        userland, "-m", "edgeferry_runtime", "run", "--bundle", "/work/x.ferry",
+        "--source", "synthetic:64x48", "--sink", "jsonl:-", "--frames", "5",
+    )  # fmt: skip
+    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1, 2, 3, 4], done.stderr
