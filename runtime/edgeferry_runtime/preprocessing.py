@@ -98,7 +98,8 @@ class Preprocessing:
         )
         for key, values in (("mean", declared.mean), ("std", declared.std)):
             if len(values) not in (1, declared.channels):
-                fields.problem(key, "has {} values, needs 1 or {}".format(len(values), declared.channels))
+                needs = "1 or 3" if declared.channels == 3 else "1, as gray has one channel"
+                fields.problem(key, "has {} values, needs {}".format(len(values), needs))
         if declared.scale == 0:
             fields.problem("scale", "is 0: every pixel would become the same number")
         if any(value <= 0 for value in declared.std):
