@@ -82,10 +82,10 @@ def tiny_contents(name: str = "tiny", seed: int = 0) -> tuple[Manifest, dict[str
         profile={"name": "host", "values": {"interpreter": {"threads": 1}}},
         requires=Requires((), "", 0, ""),
         preprocessing=declared,
-        postprocessing=Postprocessing("classify", "scores", labels="labels.txt"),
+        postprocessing=Postprocessing("classify", {"scores": "scores"}, labels="labels.txt"),
         variants=(variant,),
         golden=Golden(
-            "bgr", tuple(f"golden/frame-{i:02d}.npy" for i in range(8)), {"scores": "golden/reference.npy"}
+            8, "bgr", tuple(f"golden/frame-{i:02d}.npy" for i in range(8)), {}, {"scores": "golden/reference.npy"}
         ),
         files={name: file_entry(data) for name, data in members.items()},
         provenance={"seed": seed},

@@ -218,7 +218,7 @@ def _contents(
         name=bundle_name(output),
         profile=profile,
         preprocessing=declared,
-        postprocessing=Postprocessing(task="classify", output="", scores=kind),
+        postprocessing=Postprocessing(task="classify", scores=kind),
         labels=folders.labels,
         runners=shipped,
         tolerances={

@@ -67,9 +67,9 @@ def pack(path: Path, contents: Contents) -> str:
         profile={"name": contents.profile.name, "values": contents.profile.values()},
         requires=_requires(contents.profile),
         preprocessing=contents.preprocessing,
-        postprocessing=replace(contents.postprocessing, output=output, labels=LABELS),
+        postprocessing=replace(contents.postprocessing, outputs={"scores": output}, labels=LABELS),
         variants=tuple(variants),
-        golden=Golden("bgr", tuple(frames), {output: "golden/reference.npy"}),
+        golden=Golden(len(frames), "bgr", tuple(frames), {}, {output: "golden/reference.npy"}),
         files={name: file_entry(data) for name, data in members.items()},
         provenance=contents.provenance,
     )

@@ -131,7 +131,7 @@ def replay(model: Model) -> GoldenReport:
         bundle=model.bundle.manifest.version,
         variant=model.variant.name,
         backend=str(model.interpreter.backend),
-        frames=len(golden.frames),
+        frames=golden.count,
         preprocessing_differs=tuple(differs),
         outputs=tuple(outputs),
     )

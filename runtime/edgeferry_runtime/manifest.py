@@ -36,7 +36,8 @@ SCHEMA_VERSION = 1
 MAX_BYTES = 8 << 20  # a manifest is some ten KB; anything near this is not one
 
 DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
-SCHEMES = ("int8", "float16", "float32")
+# "int8-mixed" is int8 with some layers kept float, "dynamic" int8 weights with float arithmetic.
+SCHEMES = ("int8", "int8-mixed", "int16x8", "dynamic", "float16", "float32")
 BACKENDS = ("ai-edge-litert", "tflite-runtime")
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "arm64", "amd64")
 
@@ -204,25 +205,36 @@ class Variant:
 
 @dataclass(frozen=True)
 class Golden:
-    """Frames whose outputs are known: a device replays them before it trusts a release.
+    """Inputs whose outputs are known: a device replays them before it trusts a release.
+
+    A model behind a declared preprocessing has frames; any other has the real numbers of its inputs.
 
     Attributes:
+        count: how many there are.
         color: colour order of the stored frames, "bgr" or "rgb" or "gray".
         frames: members, one uint8 array [height, width, 3] (or [height, width]) each, as .npy files.
-        reference: output name -> member with the float model's outputs, float32 [frames, ...].
+        inputs: input name -> member with real numbers [count, ...], for models without preprocessing.
+        reference: output name -> member with the float model's outputs, float32 [count, ...].
     """
 
+    count: int
     color: str
     frames: tuple[str, ...]
+    inputs: dict[str, str]
     reference: dict[str, str]
 
     @classmethod
     def read(cls, fields: Fields) -> Golden:
-        return cls(
-            color=fields.choice("color", ("bgr", "rgb", "gray")),
-            frames=fields.texts("frames", minimum_length=8),
+        golden = cls(
+            count=fields.integer("count", minimum=8, maximum=1024),
+            color=fields.choice("color", ("bgr", "rgb", "gray"), default="bgr"),
+            frames=fields.texts("frames"),
+            inputs=fields.texts_by_name("inputs"),
             reference=fields.texts_by_name("reference"),
         )
+        if golden.frames and len(golden.frames) != golden.count:
+            fields.problem("frames", "has {} entries, count is {}".format(len(golden.frames), golden.count))
+        return golden
 
 
 @dataclass(frozen=True)
@@ -262,6 +274,7 @@ class Manifest:
         version: content version, the SHA-256 of the canonical manifest without this field; since the manifest
             holds the hash of every member, two bundles with one version are the same bytes.
         profile: name and values of the device profile that was used (compiled away: devices parse none).
+        preprocessing: None for a model that takes no picture, or several inputs: its inputs come as tensors.
         files: every member but the manifest itself.
         provenance: where it came from: source hash, calibration hash, tool versions, recipe, gate results.
     """
@@ -269,7 +282,7 @@ class Manifest:
     name: str
     profile: dict[str, Any]
     requires: Requires
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     postprocessing: Postprocessing
     variants: tuple[Variant, ...]
     golden: Golden
@@ -322,7 +335,7 @@ class Manifest:
             version=fields.text("version", pattern=_SHA256, means="64 hexadecimal digits"),
             profile=fields.table("profile"),
             requires=fields.part("requires", Requires.read),
-            preprocessing=fields.part("preprocessing", Preprocessing.read),
+            preprocessing=fields.optional_part("preprocessing", Preprocessing.read),
             postprocessing=fields.part("postprocessing", Postprocessing.read),
             variants=fields.parts("variants", Variant.read, minimum_length=1),
             golden=fields.part("golden", Golden.read),
@@ -384,9 +397,11 @@ def _cross_check(manifest: Manifest) -> list[str]:
     if len({name.lower() for name in manifest.files}) != len(manifest.files):
         problems.append("files: two names differ only in case, which some file systems cannot hold")
     named = {"golden.frames[{}]".format(i): member for i, member in enumerate(manifest.golden.frames)}
+    named.update({"golden.inputs." + name: member for name, member in manifest.golden.inputs.items()})
     named.update({"golden.reference." + output: member for output, member in manifest.golden.reference.items()})
     if manifest.postprocessing.labels:
         named["postprocessing.labels"] = manifest.postprocessing.labels
+    inputs = {spec.name for spec in manifest.variants[0].inputs}
     outputs = {spec.name for spec in manifest.variants[0].outputs}
     for i, variant in enumerate(manifest.variants):
         named["variants[{}].file".format(i)] = variant.file
@@ -395,8 +410,9 @@ def _cross_check(manifest: Manifest) -> list[str]:
         )
         if len(variant.input_sha256) not in (0, len(manifest.golden.frames) + 1):
             problems.append("variants[{}].input_sha256: needs one hash a golden frame and one more".format(i))
-        if {spec.name for spec in variant.outputs} != outputs:
-            problems.append("variants[{}].outputs: differ in name from those of variants[0]".format(i))
+        for key, specs, names in (("inputs", variant.inputs, inputs), ("outputs", variant.outputs, outputs)):
+            if {spec.name for spec in specs} != names:
+                problems.append("variants[{}].{}: differ in name from those of variants[0]".format(i, key))
     problems += [
         "{}: names {!r}, which is not in files".format(p, m) for p, m in named.items() if m not in manifest.files
     ]
@@ -405,6 +421,13 @@ def _cross_check(manifest: Manifest) -> list[str]:
         problems.append("variants: two have the same name")
     if set(manifest.golden.reference) != outputs:
         problems.append("golden.reference: must name exactly the outputs {}".format(", ".join(sorted(outputs))))
-    if manifest.postprocessing.output not in outputs:
-        problems.append("postprocessing.output: {!r} is no output".format(manifest.postprocessing.output))
+    for role, output in manifest.postprocessing.outputs.items():
+        if output not in outputs:
+            problems.append("postprocessing.outputs.{}: {!r} is no output".format(role, output))
+    if manifest.preprocessing is not None and (
+        len(inputs) != 1 or not manifest.golden.frames or manifest.golden.inputs
+    ):
+        problems.append("golden: a model with preprocessing has one input and golden frames")
+    if manifest.preprocessing is None and (set(manifest.golden.inputs) != inputs or manifest.golden.frames):
+        problems.append("golden.inputs: must name exactly the inputs {}".format(", ".join(sorted(inputs))))
     return problems

@@ -82,7 +82,9 @@ class Model:
         labels: list[str] = []
         if manifest.postprocessing.labels:
             labels = bundle.read(manifest.postprocessing.labels).decode("utf-8").splitlines()
-        self._answer = next(spec for spec in variant.outputs if spec.name == manifest.postprocessing.output)
+        self._answer = next(
+            spec for spec in variant.outputs if spec.name == manifest.postprocessing.outputs["scores"]
+        )
         self._task = Classify(manifest.postprocessing, labels)
 
     @classmethod

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeferry_runtime.fields import Fields
 
-__all__ = ["SCORES", "TASKS", "Postprocessing"]
+__all__ = ["BOX_UNITS", "DECODERS", "ROLES", "SCORES", "TASKS", "Postprocessing"]
 
-TASKS = ("classify",)
+TASKS = ("classify", "detect", "segment", "regress", "raw")
 # What the numbers of a classifier's output are.  "binary-*": one number, for the second of two classes.
 SCORES = ("probabilities", "logits", "binary-probability", "binary-logit")
+# How a detector writes its boxes: the four outputs of TFLite's detection post-processing operation, or one head
+# with a row (v5: x y w h objectness classes...) or a column (v8: x y w h classes...) a candidate.
+DECODERS = ("", "ssd", "yolo-v5", "yolo-v8")
+BOX_UNITS = ("pixels", "fraction")
+# Which outputs a task reads, by what they are.
+ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "classify": (("scores",),),
+    "detect": (("head",), ("boxes", "classes", "scores", "count")),
+    "segment": (("mask",),),
+    "regress": (("values",),),
+    "raw": ((),),
+}
 
 
 @dataclass(frozen=True)
@@ -18,28 +30,49 @@ class Postprocessing:
     """What happens to the outputs after the model ran.
 
     Attributes:
-        task: "classify".
-        output: name of the output tensor that holds the scores.
-        scores: what the output's numbers are, one of ``SCORES``.
+        task: one of ``TASKS``; "raw" hands the outputs out as they are.
+        outputs: role -> name of the output that plays it, roles as in ``ROLES``.
+        scores: what a classifier's numbers are, one of ``SCORES``; for detectors and segmenters whether class
+            scores are probabilities or logits.
         labels: member with one label a line in the order of the classes, "" where there is none.
-        top_k: how many classes a result names, at most.
-        threshold: classes with a lower score (0 to 1) are left out of the result.
+        top_k: how many classes (or boxes) a result names, at most.
+        threshold: classes (or boxes) with a lower score, 0 to 1, are left out of the result.
+        decoder: how a detector writes its boxes, one of ``DECODERS``; "" for other tasks.
+        box_unit: of a YOLO head's boxes: "pixels" of the model's input, or "fraction" of its sides.
+        iou_threshold: of two boxes that overlap by more (intersection over union), the weaker one goes.
+        class_agnostic: boxes of different classes suppress each other as well.
     """
 
     task: str
-    output: str
+    outputs: dict[str, str] = field(default_factory=dict)
     scores: str = "probabilities"
     labels: str = ""
     top_k: int = 5
     threshold: float = 0.0
+    decoder: str = ""
+    box_unit: str = "pixels"
+    iou_threshold: float = 0.45
+    class_agnostic: bool = False
 
     @classmethod
     def read(cls, fields: Fields) -> Postprocessing:
-        return cls(
+        declared = cls(
             task=fields.choice("task", TASKS),
-            output=fields.text("output"),
+            outputs=fields.texts_by_name("outputs"),
             scores=fields.choice("scores", SCORES, default="probabilities"),
             labels=fields.text("labels", default=""),
-            top_k=fields.integer("top_k", default=5, minimum=1, maximum=1000),
+            top_k=fields.integer("top_k", default=5, minimum=1, maximum=10_000),
             threshold=fields.number("threshold", default=0.0, minimum=0.0, maximum=1.0),
+            decoder=fields.choice("decoder", DECODERS, default=""),
+            box_unit=fields.choice("box_unit", BOX_UNITS, default="pixels"),
+            iou_threshold=fields.number("iou_threshold", default=0.45, minimum=0.0, maximum=1.0),
+            class_agnostic=fields.boolean("class_agnostic", default=False),
         )
+        allowed = ROLES.get(declared.task, ())
+        if sorted(declared.outputs) not in [sorted(roles) for roles in allowed]:
+            words = " or ".join(", ".join(roles) or "no roles" for roles in allowed)
+            fields.problem("outputs", "must name {} for task {!r}".format(words, declared.task))
+        ssd = "boxes" in declared.outputs
+        if declared.task == "detect" and (declared.decoder == "") | (ssd != (declared.decoder == "ssd")):
+            fields.problem("decoder", "is {!r}, which does not fit the outputs it reads".format(declared.decoder))
+        return declared

@@ -68,6 +68,7 @@ class Preprocessor:
 
     Attributes:
         path: how it is done, in words, for ``edgeferry-run info``.
+        placement: where the last frame's pixels went; boxes and masks are mapped back with it.
 
     Raises:
         FrameError: declaration and tensor do not fit each other.
@@ -90,7 +91,7 @@ class Preprocessor:
         self._dtype = np.dtype(spec.dtype)
         self._out = np.empty(shape, self._dtype)
         self._plans: dict[tuple[tuple[int, ...], str], _Plan] = {}
-        self._last: tuple[tuple[int, ...], str] | None = None
+        self.placement: Placement | None = None
         self._map, way = _level_mapping(declared, spec, self._cv2)
         self.path = "{} {} {}, {}, {}".format(
             "OpenCV" if self._cv2 else "numpy", declared.resize, declared.geometry, declared.color, way
@@ -111,6 +112,7 @@ class Preprocessor:
             FrameError: the pixels are no frame.
         """
         plan = self._plan(pixels, color)
+        self.placement = plan.placement
         self._place(pixels, plan)
         tensor = self._out if out is None else out
         self._map(self._recolor(plan.canvas, color), tensor[0])

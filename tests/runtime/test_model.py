@@ -104,14 +104,14 @@ def test_binary_outputs_become_two_classes(kind, value):
 
 
 def test_threshold_and_top_k():
-    declared = Postprocessing("classify", "x", top_k=2, threshold=0.3)
+    declared = Postprocessing("classify", {"scores": "x"}, top_k=2, threshold=0.3)
     answer = Classify(declared, ["a", "b", "c"])(np.array([[0.29, 0.31, 0.4]], np.float32))
     assert [(c.index, c.label) for c in answer.classes] == [(2, "c"), (1, "b")]
     assert Classify(declared)(np.array([[0.1, 0.2, 0.25]], np.float32)).classes == ()
 
 
 def test_ties_go_to_the_first_class():
-    answer = Classify(Postprocessing("classify", "x"))(np.array([[0.5, 0.5]], np.float32))
+    answer = Classify(Postprocessing("classify", {"scores": "x"}))(np.array([[0.5, 0.5]], np.float32))
     assert [c.index for c in answer.classes] == [0, 1]
 
 
