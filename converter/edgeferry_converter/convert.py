@@ -1,55 +1,83 @@
-"""convert, top to bottom: load, split, quantise, judge, choose goldens, pack, report."""
+"""convert, top to bottom: load, open the data, lint, quantise, judge, gate, choose goldens, pack, report."""
 
 from __future__ import annotations
 
-import platform
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from edgeferry_runtime.postprocessing import Postprocessing
-from edgeferry_runtime.preprocessing import Preprocessing
 
-from edgeferry_converter.data.folders import ImageFolders, Split, decode, list_images, split_images
+from edgeferry_converter import figures as figure
+from edgeferry_converter.compiling import compile_for, wants_edgetpu
+from edgeferry_converter.data.dataset import takes_frames
+from edgeferry_converter.data.finding import Finding, raise_for
 from edgeferry_converter.data.labels import read_labels
-from edgeferry_converter.errors import ModelError, OptionError
-from edgeferry_converter.evaluation import Evaluation, FloatModel, evaluate, scores_kind
-from edgeferry_converter.goldens import GoldenFrames, choose_frames, tells_a_dead_model, tolerance
+from edgeferry_converter.data.open import open_dataset
+from edgeferry_converter.data.split import split
+from edgeferry_converter.described import described
+from edgeferry_converter.errors import GateError, OptionError
+from edgeferry_converter.evaluation import Evaluation, evaluate, first_outputs
+from edgeferry_converter.feeding import Feed, FrameFeed, TensorFeed
+from edgeferry_converter.gate import DEFAULT_MAX_DROP, Verdict, judge
+from edgeferry_converter.goldens import Goldens, choose_goldens, golden_numbers, tells_a_dead_model, tolerances
+from edgeferry_converter.keep_float import keep_as_few_as_needed
 from edgeferry_converter.latency import Latency, measure_latency
-from edgeferry_converter.loading.keras_files import LoadedModel, load_model
+from edgeferry_converter.linting import lint_material
+from edgeferry_converter.loading.baselines import baselines
+from edgeferry_converter.loading.chain import load_source
+from edgeferry_converter.loading.source import LoadOptions, SourceModel
+from edgeferry_converter.material import Material
 from edgeferry_converter.packager import Contents, bundle_name, pack
 from edgeferry_converter.preprocess_option import read_preprocessing
 from edgeferry_converter.profile import DeviceProfile, load_profile
 from edgeferry_converter.progress import Progress
-from edgeferry_converter.quantization import QuantizationScheme, quantize, saved_model
-from edgeferry_converter.report import report_path, write_report
+from edgeferry_converter.quantization import LayerError, QuantizationScheme
+from edgeferry_converter.report import page_path, report_path, write_report
+from edgeferry_converter.task import decide_postprocessing
 from edgeferry_converter.variants import ConvertedVariant, VariantRunner
+from edgeferry_converter.workshop import Workshop
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ConversionRequest", "ConversionResult", "convert"]
+__all__ = ["ConversionRequest", "ConversionResult", "convert", "lint_request", "open_material"]
 
-# Below this multiple of guessing, the Keras model itself does not recognise the images: preprocessing is wrong.
-GUESSING = 2.0
+FIRST_SAMPLES = 32  # whose outputs tell what the numbers mean
+FLOAT = QuantizationScheme("float32")
+PICTURES_SHOWN = 12
 
 
 @dataclass(frozen=True)
 class ConversionRequest:
-    """What the user asks for; see ``edgeferry convert --help``."""
+    """What the user asks for; see ``edgeferry convert --help``.
+
+    Attributes:
+        schemes: the variants of the bundle, preferred first; empty for the profile's default.
+        keep_float: regular expression over layer names; what it finds is computed in float in the int8 variant.
+        auto_keep_float: keep as few layers float as the gate needs.
+        max_drop: of the task's metric; 0 turns the gate off.
+        strict: warnings of the linter fail the conversion.
+    """
 
     model: Path
     profile: str
-    data: Path
+    data: Path | str
+    eval_data: str | None = None
     labels: Path | None = None
     preprocess: str | None = None
-    quantize: str | None = None
+    task: str | None = None
+    schemes: tuple[str, ...] = ()
+    keep_float: str | None = None
+    auto_keep_float: bool = False
+    max_drop: float = DEFAULT_MAX_DROP
+    strict: bool = False
     output: Path | None = None
     seed: int = 0
+    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)
@@ -69,263 +97,323 @@ class ConversionResult:
 
 
 @dataclass(frozen=True)
-class _ModelShape:
-    """A classifier's input and number of classes."""
+class _Proof:
+    """What judging gave, for all variants."""
 
-    height: int | None
-    width: int | None
-    channels: int
-    outputs: int
+    variants: list[ConvertedVariant]
+    evaluation: Evaluation
+    verdicts: dict[str, Verdict]
 
     @property
-    def classes(self) -> int:
-        return 2 if self.outputs == 1 else self.outputs
+    def passed(self) -> bool:
+        return all(verdict.passed for verdict in self.verdicts.values())
 
 
 def convert(request: ConversionRequest, console: Console) -> ConversionResult:
-    """Turn a Keras model into a bundle that is proven on held-out images.
+    """Turn a model into a bundle that is proven on held-out samples.
 
     Args:
         request: what to convert, how and into what.
         console: for the progress bar.
 
     Raises:
+        GateError: a variant lost more than is allowed; the report is written, the bundle is not.
         EdgeferryError: with what is at fault; no file is left behind.
     """
     profile = load_profile(request.profile)
     output = _output_path(request)
-    labels = read_labels(request.labels) if request.labels else None
-    with Progress(console) as progress:
+    with Progress(console) as progress, tempfile.TemporaryDirectory(prefix="edgeferry-") as scratch:
         progress.step("loading")
-        source = load_model(request.model)
-        shape = _model_shape(source)
-        source = source.bare()
-        declared = read_preprocessing(request.preprocess, shape.height, shape.width, shape.channels)
-        folders = list_images(request.data, labels, shape.classes)
-        split = split_images(folders.images, request.seed)
-        scheme = _scheme(request, profile)
-        keras_model = FloatModel(source.keras, declared)
-
-        with tempfile.TemporaryDirectory(prefix="edgeferry-") as scratch:
-            variants = _quantize(source, declared, scheme, split, keras_model, Path(scratch), progress)
-            runners = [VariantRunner(variant, declared) for variant in variants]
-            kind = _scores_kind(source, keras_model, split)
-            frames = progress.track(decode(split.evaluation), len(split.evaluation), "judging")
-            evaluation = evaluate(keras_model, runners, frames, kind)
-            shipped = [runner for runner in runners if runner.variant.name == scheme.name]
-            golden = choose_frames(split.evaluation, declared, keras_model, shipped)
+        material = open_material(request)
+        progress.step("looking at the data")
+        post = _postprocessing(material, request)
+        findings = lint_material(material, post)
+        raise_for(findings, request.strict)
+        with Workshop(material, Path(scratch), progress) as workshop:
+            schemes = _schemes(request, profile, material.source, workshop)
+            proof = _prove(request, material, post, workshop, progress, schemes)
+            wanted = [v for v in proof.variants if v.name in proof.verdicts]
+            errors = workshop.errors(next((v.scheme for v in wanted if v.scheme.name == "int8"), FLOAT))
             progress.step("timing")
-            latency = measure_latency([VariantRunner(variant, declared, threads=1) for variant in variants])
+            latency = _latency(material, proof.variants)
             progress.step("packing")
-            recipe = {"scheme": asdict(scheme), "seed": request.seed}
-            contents = _contents(output, profile, declared, kind, folders, shipped, evaluation, golden)
-            contents = replace(contents, provenance=_provenance(source, split, recipe, evaluation, shipped))
-            content_version = pack(output, contents)
-    figures = _figures(output, content_version, source, split, contents, evaluation, latency, runners)
-    write_report(report_path(output), figures)
-    return ConversionResult(output, report_path(output), content_version, figures)
+            report = _report(request, output, material, post, findings, proof, errors, latency)
+            if not proof.passed:
+                write_report(output, report, _pictures(material, proof))
+                raise _refusal(proof, errors, output)
+            goldens = _goldens(material, workshop, wanted)
+            contents = _contents(output, profile, material, post, workshop, wanted, proof, goldens, report)
+            version = pack(output, contents)
+    report |= {"version": version, "bundle_bytes": output.stat().st_size}
+    report["warnings"] += _dead_goldens(contents)
+    if "hint" in report.get("edgetpu", {}):
+        report["warnings"].append(report["edgetpu"]["hint"])
+    write_report(output, report, _pictures(material, proof))
+    return ConversionResult(output, report_path(output), version, report)
+
+
+def lint_request(request: ConversionRequest) -> list[Finding]:
+    """What `edgeferry lint` says: the same as convert would, of the same samples."""
+    material = open_material(request)
+    return lint_material(material, _postprocessing(material, request))
+
+
+def open_material(request: ConversionRequest) -> Material:
+    """Load the model, open the data, divide it.
+
+    Raises:
+        EdgeferryError: with what is at fault.
+    """
+    labels = read_labels(request.labels) if request.labels else None
+    source = load_source(Path(request.model), request.load)
+    inputs = [(tensor.name, tensor.shape[1:]) for tensor in source.inputs]
+    shape = source.outputs[0].shape
+    classes = None
+    if len(source.outputs) == 1 and len(shape) == 2 and request.task in (None, "classify"):
+        classes = 2 if shape[1] == 1 else shape[1]
+    dataset = open_dataset(str(request.data), inputs, labels, classes)
+    judging = open_dataset(request.eval_data, inputs, labels, classes) if request.eval_data else None
+    feed: Feed
+    if dataset.kind == "frames" and takes_frames(inputs):
+        ((name, (height, width, channels)),) = inputs
+        assert isinstance(channels, int)  # noqa: S101 - takes_frames saw 1 or 3
+        if request.load.input_shapes:
+            _, height, width, _ = source.shapes()[name]
+        declared = read_preprocessing(request.preprocess, height, width, channels)
+        source.with_shape(name, (1, declared.height, declared.width, channels))
+        feed = FrameFeed(declared, name)
+    else:
+        feed = TensorFeed(source.shapes())
+    division = split(dataset, request.seed, judging)
+    return Material(source, dataset, judging or dataset, division, feed)
 
 
 def _output_path(request: ConversionRequest) -> Path:
-    output = request.output or Path(request.model.stem + ".ferry")
+    output = request.output or Path(request.model.name.split(".")[0] + ".ferry")
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise OptionError(
-            f"{output}: the bundle cannot be written there", "Give -o a file in a folder that exists."
-        )
+        remedy = "Give -o a file in a folder that exists."
+        raise OptionError(f"{output}: the bundle cannot be written there", remedy)
     return output
 
 
-def _scheme(request: ConversionRequest, profile: DeviceProfile) -> QuantizationScheme:
-    defaults = profile.quantization
-    return QuantizationScheme(
-        request.quantize or defaults.default, defaults.input_dtype, defaults.output_dtype, defaults.dense
-    )
+def _postprocessing(material: Material, request: ConversionRequest) -> Postprocessing:
+    samples = list(islice(material.calibration(), FIRST_SAMPLES))
+    outputs = first_outputs(material.source, material.feed, samples)
+    return decide_postprocessing(material.source, material.dataset, outputs, request.task)
 
 
-def _model_shape(source: LoadedModel) -> _ModelShape:
-    """The model's input and outputs, when it is an image classifier.
+def _schemes(
+    request: ConversionRequest, profile: DeviceProfile, source: SourceModel, workshop: Workshop
+) -> list[QuantizationScheme]:
+    """The variants of the bundle, preferred first.
 
     Raises:
-        ModelError: it is something else.
+        OptionError: a .tflite was to be quantised, or --keep-float does not fit.
     """
-    model = source.keras
-    for kind, tensors in (("input", model.inputs), ("output", model.outputs)):
-        if len(tensors) != 1:
-            names = ", ".join(tensor.name for tensor in tensors)
-            raise ModelError(
-                f"{source.path}: has {len(tensors)} {kind}s ({names}), convert takes models with one",
-                f"Save a model with the one {kind} you need: keras.Model(inputs, outputs).save(...).",
+    if source.tflite_path is not None:
+        if request.schemes not in ((), (source.quantization,)):
+            raise OptionError(
+                f"{source.path}: is a {source.quantization} .tflite already and is packed as it is",
+                "Quantise from the Keras model or the SavedModel it was made of.",
             )
-    shape, classes = model.inputs[0].shape, model.outputs[0].shape
-    if len(shape) != 4 or shape[3] not in (1, 3):
-        raise ModelError(
-            f"{source.path}: takes an input of shape {list(shape)}, convert takes images:"
-            " [batch, height, width, 1 or 3 channels]",
-            "Save the model with channels last.",
-        )
-    if len(classes) != 2 or classes[1] is None:
-        raise ModelError(
-            f"{source.path}: gives an output of shape {list(classes)}, a classifier gives [batch, classes]",
-            "convert makes bundles of classifiers so far.",
-        )
-    return _ModelShape(shape[1], shape[2], shape[3], classes[1])
+        return [workshop.ready_scheme()]
+    defaults = profile.quantization
+    schemes = [
+        QuantizationScheme(name, defaults.input_dtype, defaults.output_dtype, defaults.dense)
+        for name in request.schemes or (defaults.default,)
+    ]
+    if request.keep_float:
+        schemes = [workshop.keep_float(s, request.keep_float) if s.name == "int8" else s for s in schemes]
+    return schemes
 
 
-def _quantize(
-    source: LoadedModel,
-    declared: Preprocessing,
-    scheme: QuantizationScheme,
-    split: Split,
-    keras_model: FloatModel,
-    scratch: Path,
+def _prove(
+    request: ConversionRequest,
+    material: Material,
+    post: Postprocessing,
+    workshop: Workshop,
     progress: Progress,
-) -> list[ConvertedVariant]:
-    """The wanted variant and, to compare it with, the float one; that one first."""
+    schemes: Sequence[QuantizationScheme],
+) -> _Proof:
+    """Make the variants, judge them, and where allowed keep layers float until the gate opens."""
 
-    def representative() -> Iterator[np.ndarray]:
-        images = progress.track(decode(split.calibration), len(split.calibration), "calibrating")
-        return (keras_model.tensor(pixels) for _, pixels in images)
+    def attempt(schemes: Sequence[QuantizationScheme]) -> _Proof:
+        base = [] if material.source.tflite_path else [workshop.make(FLOAT)]
+        made = base + [v for v in map(workshop.make, schemes) if v not in base]
+        runners = [workshop.runner(variant) for variant in made]
+        samples = progress.track(material.evaluation(), len(material.division.evaluation), "judging")
+        labelled = bool(material.judging.task_hint)
+        evaluation = evaluate(
+            material.source, material.feed, runners, samples, post, material.dataset.labels, labelled
+        )
+        names = {scheme.label for scheme in schemes}
+        verdicts = {v.name: _verdict(request, evaluation, v.name) for v in made if v.name in names}
+        return _Proof(made, evaluation, verdicts)
 
-    progress.step("converting")
-    schemes = {s.name: s for s in (QuantizationScheme("float32"), scheme)}
-    variants = []
-    with saved_model(source.keras, declared.height, declared.width, declared.channels) as folder:
-        for one in schemes.values():
-            data = quantize(folder, one, representative)
-            path = scratch / f"{one.name}.tflite"
-            path.write_bytes(data)
-            variants.append(ConvertedVariant(one, path, len(data)))
-    return variants
+    proof = attempt(schemes)
+    if request.auto_keep_float and not proof.passed:
+        return keep_as_few_as_needed(proof, list(schemes), attempt, workshop)
+    return proof
 
 
-def _scores_kind(source: LoadedModel, keras_model: FloatModel, split: Split) -> str:
-    tensors = [keras_model.tensor(pixels) for _, pixels in decode(split.calibration[:32])]
-    return scores_kind(source.keras, keras_model.predict(tensors))
+def _verdict(request: ConversionRequest, evaluation: Evaluation, name: str) -> Verdict:
+    return judge(name, evaluation, request.max_drop, request.seed)
+
+
+def _latency(material: Material, variants: Sequence[ConvertedVariant]) -> dict[str, Latency]:
+    sample = next(material.evaluation())
+    ways: dict[str, Callable[[], object]] = {}
+    for variant in variants:
+        runner = VariantRunner(variant, material.feed, threads=1)
+        runner(sample)
+        ways[variant.name] = runner.interpreter.invoke
+    ways |= baselines(material.source, material.feed.real(sample))
+    return measure_latency(ways)
+
+
+def _goldens(material: Material, workshop: Workshop, wanted: Sequence[ConvertedVariant]) -> Goldens:
+    numbers = golden_numbers(material.division.evaluation, material.judging.label_key)
+    samples = (material.judging.load(number) for number in numbers)
+    return choose_goldens(samples, material.feed, material.source, [workshop.runner(v) for v in wanted])
 
 
 def _contents(
     output: Path,
     profile: DeviceProfile,
-    declared: Preprocessing,
-    kind: str,
-    folders: ImageFolders,
-    shipped: list[VariantRunner],
-    evaluation: Evaluation,
-    golden: GoldenFrames,
+    material: Material,
+    post: Postprocessing,
+    workshop: Workshop,
+    wanted: Sequence[ConvertedVariant],
+    proof: _Proof,
+    goldens: Goldens,
+    report: dict[str, Any],
 ) -> Contents:
-    scores = evaluation.variants
+    """What goes into the bundle; ``report`` learns where an Edge TPU would run the operations."""
+    runners = [workshop.runner(variant) for variant in wanted]
+    evaluation, name, labels = proof.evaluation, bundle_name(output), material.dataset.labels
+    models = {}
+    for runner in runners:
+        data = runner.variant.path.read_bytes()
+        models[runner.variant.name], _ = described(data, name, material.feed.declared, post, labels, runner.inputs)
+    compiled = None
+    if wants_edgetpu(profile) and "int8" in models:
+        compiled, report["edgetpu"] = compile_for(profile, name, models["int8"])
     return Contents(
-        name=bundle_name(output),
+        name=name,
         profile=profile,
-        preprocessing=declared,
-        postprocessing=Postprocessing(task="classify", scores=kind),
-        labels=folders.labels,
-        runners=shipped,
+        preprocessing=material.feed.declared,
+        postprocessing=post,
+        labels=labels,
+        runners=runners,
+        models=models,
+        compiled=compiled,
         tolerances={
-            r.variant.name: tolerance(scores[r.variant.name], r, golden, evaluation.span) for r in shipped
+            r.variant.name: tolerances(evaluation.variants[r.variant.name], r, goldens, evaluation.spans)
+            for r in runners
         },
-        golden=golden,
-        provenance={},
+        goldens=goldens,
+        provenance=_provenance(material, wanted, proof),
     )
 
 
-def _provenance(
-    source: LoadedModel,
-    split: Split,
-    recipe: dict[str, Any],
-    evaluation: Evaluation,
-    shipped: list[VariantRunner],
-) -> dict[str, Any]:
+def _provenance(material: Material, wanted: Sequence[ConvertedVariant], proof: _Proof) -> dict[str, Any]:
     """Where the bundle comes from; no time, no path: the same inputs give the same bytes."""
+    evaluation = proof.evaluation
     return {
-        "source": {"file": source.path.name, "format": source.format, "sha256": source.sha256},
-        "calibration": {"images": len(split.calibration), "sha256": split.calibration_sha256()},
-        "recipe": recipe,
+        "source": figure.source_figures(material.source),
+        "calibration": material.division.record(),
+        "recipe": {"schemes": [asdict(variant.scheme) for variant in wanted]},
         "gate": {
-            "metric": "top-1 accuracy",
-            "frames": evaluation.frames,
-            "keras": evaluation.keras_correct / evaluation.frames,
-            "variants": {r.variant.name: _judgement(evaluation, r.variant.name) for r in shipped},
+            "metric": evaluation.reference.name if evaluation.reference else "agreement with the float model",
+            "frames": evaluation.samples,
+            "reference": evaluation.reference.value() if evaluation.reference else None,
+            "variants": {v.name: figure.judgement_figures(evaluation.variants[v.name]) for v in wanted},
         },
-        "tools": {
-            name: version(name) for name in ("edgeferry-converter", "tensorflow", "keras", "ai-edge-litert")
-        },
+        "tools": figure.tool_versions(),
     }
 
 
-def _judgement(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    score = evaluation.variants[name]
-    return {
-        "accuracy": score.correct / evaluation.frames,
-        "agreement": score.agree / evaluation.frames,
-        "rms_error": score.rms_error,
-        "max_error": score.max_error,
-    }
-
-
-def _figures(
+def _report(
+    request: ConversionRequest,
     output: Path,
-    content_version: str,
-    source: LoadedModel,
-    split: Split,
-    contents: Contents,
-    evaluation: Evaluation,
-    latency: dict[str, Latency],
-    runners: list[VariantRunner],
+    material: Material,
+    post: Postprocessing,
+    findings: Sequence[Finding],
+    proof: _Proof,
+    errors: Sequence[LayerError],
+    latency: Mapping[str, Latency],
 ) -> dict[str, Any]:
     """Everything the report says; what was timed is only here, never in the bundle."""
+    names = [variant.name for variant in proof.variants]
+    declared = material.feed.declared
+    changed = [change for name in proof.verdicts for change in proof.evaluation.variants[name].changes]
+    samples = islice(material.calibration(), figure.HISTOGRAM_SAMPLES)
     return {
         "bundle": str(output),
         "report": str(report_path(output)),
-        "version": content_version,
-        "bundle_bytes": output.stat().st_size,
-        "profile": contents.profile.name,
-        "source": {**contents.provenance["source"], "bytes": source.path.stat().st_size},
-        "preprocessing": asdict(contents.preprocessing),
-        "postprocessing": asdict(contents.postprocessing),
-        "data": {
-            "calibration_images": len(split.calibration),
-            "evaluation_images": len(split.evaluation),
-            "duplicate_files": split.duplicates,
-            "seed": split.seed,
-        },
-        "evaluation": {
-            "frames": evaluation.frames,
-            "keras_accuracy": evaluation.keras_correct / evaluation.frames,
-            "variants": {
-                runner.variant.name: {
-                    **_judgement(evaluation, runner.variant.name),
-                    "bytes": runner.variant.size,
-                    "in_bundle": runner in contents.runners,
-                    "latency": asdict(latency[runner.variant.name]),
-                }
-                for runner in runners
-            },
-        },
-        "latency_reference": runners[0].variant.name,
-        "backend": str(runners[0].interpreter.backend),
-        "machine": {
-            "system": platform.system(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "tools": contents.provenance["tools"],
-        "warnings": _warnings(evaluation, contents),
+        "page": str(page_path(output)),
+        "profile": request.profile,
+        "source": {**figure.source_figures(material.source), "bytes": _size(material.source.path)},
+        "preprocessing": asdict(declared) if declared else None,
+        "postprocessing": asdict(post),
+        "data": figure.data_figures(material),
+        "findings": figure.finding_figures(findings),
+        "evaluation": figure.evaluation_figures(proof.evaluation, proof.variants, proof.verdicts, latency),
+        "gate": {name: asdict(v) | {"drop": v.drop._asdict()} for name, v in proof.verdicts.items()},
+        "baselines": {name: asdict(one) for name, one in latency.items() if name not in names},
+        "layers": figure.layer_figures(errors),
+        "changed_pairs": figure.changed_pairs(changed, material.dataset.labels),
+        "calibration_histograms": figure.histograms(samples, material.feed),
+        "latency_reference": names[0],
+        "machine": figure.machine_figures(),
+        "tools": figure.tool_versions(),
+        "warnings": [f"{f.code} {f.message}. {f.remedy}" for f in findings if f.severity != "note"],
     }
 
 
-def _warnings(evaluation: Evaluation, contents: Contents) -> list[str]:
-    warnings = []
-    accuracy, classes = evaluation.keras_correct / evaluation.frames, len(contents.labels)
-    if accuracy < (GUESSING / classes if classes > 3 else 0.6):
-        warnings.append(
-            f"the Keras model itself is right on {accuracy:.1%} of the images, little better than guessing:"
-            " try another --preprocess (raw, unit, tf, torch, caffe) or check the order of the labels"
-        )
-    for name, allowed in contents.tolerances.items():
-        if not tells_a_dead_model(contents.golden, name, allowed):
-            warnings.append(
-                f"{name}: the golden frames cannot tell a device that answers the same for every picture:"
-                " quantisation error is as large as the differences between answers"
-            )
-    return warnings
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size if path.exists() else 0
+
+
+def _dead_goldens(contents: Contents) -> list[str]:
+    return [
+        f"{name}: the goldens cannot tell a device that answers the same for every input:"
+        " quantisation error is as large as the differences between answers"
+        for name, allowed in contents.tolerances.items()
+        if not tells_a_dead_model(contents.goldens.outputs[name], allowed)
+    ]
+
+
+def _pictures(material: Material, proof: _Proof) -> list[tuple[str, bytes]]:
+    """Captions and pixels of samples on which a variant and the float model disagree."""
+    from edgeferry_converter.report import picture_bytes
+
+    labels = material.dataset.labels
+    if material.feed.declared is None or not labels:
+        return []
+
+    def name(index: int | None) -> str:
+        return labels[index] if index is not None and index < len(labels) else "?"
+
+    changes = [change for variant in proof.verdicts for change in proof.evaluation.variants[variant].changes]
+    pictures = []
+    for change in changes[:PICTURES_SHOWN]:
+        sample = material.judging.load(material.division.evaluation[change.number])
+        answers = f"float says {name(change.reference)}, variant {name(change.variant)}"
+        caption = f"{name(change.label)}: {answers}"
+        pictures.append((caption, picture_bytes(sample.frame)))
+    return pictures
+
+
+def _refusal(proof: _Proof, errors: Sequence[LayerError], output: Path) -> GateError:
+    reasons = [verdict.reason for verdict in proof.verdicts.values() if not verdict.passed]
+    worst = [f"{e.layer} ({e.operation}, {e.steps:.1f} steps)" for e in errors[:3]]
+    layers = f"; the layers that lose most: {', '.join(worst)}" if worst else ""
+    return GateError(
+        f"no bundle was written: {'; '.join(reasons)}{layers}",
+        f"See {page_path(output)}. Keep the worst layers float (--auto-keep-float), take float16, or allow more"
+        " (--max-drop).",
+        report=str(report_path(output)),
+    )

@@ -8,7 +8,8 @@
         ├── ModelError                 the model cannot be loaded, or not be converted   (ValueError)
         │   └── ModelNotFoundError     there is no such file; exit code 2                (FileNotFoundError)
         ├── DataError                  images or labels do not serve                     (ValueError)
-        └── ConversionError            TensorFlow's converter or its result failed       (RuntimeError)
+        ├── ConversionError            TensorFlow's converter or its result failed       (RuntimeError)
+        └── GateError                  a variant lost more than is allowed
 
 What a message says and why ``remedy`` travels separately is told in ``edgeferry_runtime.errors``.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "ConversionError",
     "ConverterError",
     "DataError",
+    "GateError",
     "ModelError",
     "ModelNotFoundError",
     "OptionError",
@@ -84,3 +86,11 @@ class DataError(ConverterError, ValueError):
 
 class ConversionError(ConverterError, RuntimeError):
     """TensorFlow's converter failed, or what it made cannot be used."""
+
+
+class GateError(ConverterError):
+    """A variant lost more than is allowed, so there is no bundle; ``report`` is where the reasons are."""
+
+    def __init__(self, message: str, remedy: str | None = None, report: str = "") -> None:
+        super().__init__(message, remedy)
+        self.report = report

@@ -1,169 +1,207 @@
-"""Judging: the Keras model and every variant on the same held-out frames, through the board's preprocessing."""
+"""Judging: the float model and every variant on the same held-out samples, through the board's preprocessing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from edgeferry_runtime.manifest import TensorSpec
-from edgeferry_runtime.postprocessing import SCORES
-from edgeferry_runtime.preprocessing import Preprocessing
-from edgeferry_runtime.preprocessor import Preprocessor
+from edgeferry_runtime.postprocessing import SCORES, Postprocessing
 from edgeferry_runtime.tasks.classify import class_scores
 
-from edgeferry_converter.data.folders import Image
+from edgeferry_converter.data.dataset import Box, Sample
 from edgeferry_converter.errors import ConversionError
-from edgeferry_converter.quantization import INPUT_NAME
+from edgeferry_converter.feeding import Feed
+from edgeferry_converter.loading.source import SourceModel
+from edgeferry_converter.metrics import Metric, TrueBox, agreement_for, metric_for
 from edgeferry_converter.variants import VariantRunner
 
-__all__ = ["Evaluation", "FloatModel", "VariantScore", "evaluate", "scores_kind"]
+__all__ = ["Change", "Evaluation", "Judgement", "OutputError", "evaluate", "first_outputs", "scores_kind"]
 
 BATCH = 64
-
-
-class FloatModel:
-    """The Keras model behind the same preprocessing, with a float input.
-
-    Args:
-        model: a keras.Model with one input [n, height, width, channels] and one output.
-        declared: the preprocessing.
-    """
-
-    def __init__(self, model: Any, declared: Preprocessing) -> None:
-        shape = (1, declared.height, declared.width, declared.channels)
-        self._model = model
-        self._preprocessor = Preprocessor(declared, TensorSpec(INPUT_NAME, INPUT_NAME, shape, "float32", "NHWC"))
-
-    def tensor(self, pixels: np.ndarray, color: str = "bgr") -> np.ndarray:
-        """A frame as the model's input: float32 [1, height, width, channels], the caller's own."""
-        return self._preprocessor(pixels, color).copy()
-
-    def predict(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
-        """Outputs for a batch, float32 [n, ...]."""
-        return np.asarray(self._model(np.concatenate(tensors), training=False), np.float32)
+Outputs = dict[str, np.ndarray]
 
 
 @dataclass
-class VariantScore:
-    """What a variant did on the held-out frames.
+class OutputError:
+    """Differences of one output from the float model's, over all samples and values, in real units."""
 
-    Attributes:
-        correct: frames whose best class is the label's.
-        agree: frames whose best class is the Keras model's.
-        squared_error, values: sum over all outputs of (variant - Keras)^2, and how many values that is.
-        max_error: largest |variant - Keras| of any value.
-    """
-
-    correct: int = 0
-    agree: int = 0
-    squared_error: float = 0.0
+    squared: float = 0.0
     values: int = 0
-    max_error: float = 0.0
+    largest: float = 0.0
+
+    def add(self, found: np.ndarray, reference: np.ndarray) -> None:
+        """Count one sample."""
+        error = found.astype(np.float64) - reference
+        self.squared += float((error**2).sum())
+        self.values += error.size
+        self.largest = max(self.largest, float(np.abs(error).max(initial=0.0)))
 
     @property
-    def rms_error(self) -> float:
-        """Root mean square of (variant - Keras) over all outputs, in real units."""
-        return float(np.sqrt(self.squared_error / max(1, self.values)))
+    def rms(self) -> float:
+        """Root mean square."""
+        return float(np.sqrt(self.squared / max(1, self.values)))
+
+
+class Change(NamedTuple):
+    """A held-out sample on which a variant's best class is not the float model's.
+
+    Attributes:
+        number: of the sample among the held-out ones.
+        label: the true class, None where it is not known.
+        reference, variant: best classes of the two.
+    """
+
+    number: int
+    label: int | None
+    reference: int
+    variant: int
+
+
+@dataclass
+class Judgement:
+    """What a variant did.
+
+    Attributes:
+        metric: the task's, against the labels; None without labels.
+        agreement: with the float model.
+        errors: by output name.
+        changes: samples a classifier answers otherwise than the float model does.
+    """
+
+    metric: Metric | None
+    agreement: Metric
+    errors: dict[str, OutputError] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
 
 
 @dataclass
 class Evaluation:
-    """Results over ``frames`` held-out frames.
+    """Results over ``samples`` held-out samples.
 
     Attributes:
-        keras_correct: frames the Keras model has right.
-        span: largest |output| of the Keras model, for judging float rounding.
+        reference: the float model's metric against the labels; None without labels.
+        spans: largest |value| of each output of the float model, for judging float rounding.
         variants: by name.
     """
 
-    frames: int = 0
-    keras_correct: int = 0
-    span: float = 0.0
-    variants: dict[str, VariantScore] = field(default_factory=dict)
+    reference: Metric | None
+    samples: int = 0
+    spans: dict[str, float] = field(default_factory=dict)
+    variants: dict[str, Judgement] = field(default_factory=dict)
 
 
 def evaluate(
-    keras_model: FloatModel,
+    source: SourceModel,
+    feed: Feed,
     runners: Sequence[VariantRunner],
-    frames: Iterator[tuple[Image, np.ndarray]],
-    kind: str,
+    samples: Iterable[Sample],
+    post: Postprocessing,
+    labels: Sequence[str],
+    labelled: bool,
 ) -> Evaluation:
-    """Run everything on every frame; frames stream, none is kept.
+    """Run everything on every sample; samples stream, none is kept.
 
     Args:
-        keras_model: the reference.
-        runners: the variants.
-        frames: held-out images with their pixels, BGR.
-        kind: what the outputs are, one of ``postprocessing.SCORES``.
+        post: the task.
+        labels: one a class; may be empty.
+        labelled: whether the samples say what is true.
 
     Raises:
         ConversionError: a model answers NaN.
     """
-    result = Evaluation(variants={runner.variant.name: VariantScore() for runner in runners})
-    batch: list[tuple[Image, np.ndarray, list[np.ndarray]]] = []
+    size = (feed.declared.width, feed.declared.height) if feed.declared else None
+    labelled = labelled and post.task != "raw"
+
+    def metric() -> Metric | None:
+        return metric_for(post, labels, size) if labelled else None
+
+    result = Evaluation(metric())
+    for runner in runners:
+        result.variants[runner.variant.name] = Judgement(metric(), agreement_for(post))
+    batch: list[tuple[Sample, Outputs, list[Outputs]]] = []
 
     def flush() -> None:
-        if not batch:
-            return
-        reference = keras_model.predict([tensor for _, tensor, _ in batch])
-        _check_finite(reference, "the Keras model")
-        labels = np.array([image.label for image, _, _ in batch])
-        best = class_scores(reference, kind).argmax(axis=1)
-        result.frames += len(batch)
-        result.keras_correct += int((best == labels).sum())
-        result.span = max(result.span, float(np.abs(reference).max()))
-        for i, runner in enumerate(runners):
-            answers = np.concatenate([outputs[i] for _, _, outputs in batch])
-            _check_finite(answers, f"variant {runner.variant.name}")
-            _count(result.variants[runner.variant.name], answers, reference, best, labels, kind)
-        batch.clear()
+        if batch:
+            _judge_batch(result, source, feed, post, [r.variant.name for r in runners], batch)
+            batch.clear()
 
-    for image, pixels in frames:
-        batch.append((image, keras_model.tensor(pixels), [runner(pixels) for runner in runners]))
+    for sample in samples:
+        batch.append((sample, feed.real(sample), [runner(sample) for runner in runners]))
         if len(batch) == BATCH:
             flush()
     flush()
     return result
 
 
-def _count(
-    score: VariantScore,
-    answers: np.ndarray,
-    reference: np.ndarray,
-    best: np.ndarray,
-    labels: np.ndarray,
-    kind: str,
+def _judge_batch(
+    result: Evaluation,
+    source: SourceModel,
+    feed: Feed,
+    post: Postprocessing,
+    names: Sequence[str],
+    batch: list[tuple[Sample, Outputs, list[Outputs]]],
 ) -> None:
-    found = class_scores(answers, kind).argmax(axis=1)
-    error = answers.astype(np.float64) - reference
-    score.correct += int((found == labels).sum())
-    score.agree += int((found == best).sum())
-    score.squared_error += float((error**2).sum())
-    score.values += error.size
-    score.max_error = max(score.max_error, float(np.abs(error).max()))
+    inputs = {name: np.concatenate([real[name] for _, real, _ in batch]) for name in batch[0][1]}
+    outputs = source.predict(inputs)
+    _check_finite(outputs, "the float model")
+    for name, values in outputs.items():
+        result.spans[name] = max(result.spans.get(name, 0.0), float(np.abs(values).max(initial=0.0)))
+    for i, (sample, _, answers) in enumerate(batch):
+        reference = {name: values[i : i + 1] for name, values in outputs.items()}
+        result.samples += 1
+        label, place = _truth(sample), feed.place(sample)
+        if result.reference is not None:
+            result.reference.add(reference, label, *place)
+        for name, answer in zip(names, answers, strict=True):
+            _check_finite(answer, f"variant {name}")
+            judgement = result.variants[name]
+            if judgement.metric is not None:
+                judgement.metric.add(answer, label, *place)
+            judgement.agreement.add(answer, reference)
+            if post.task == "classify":
+                _note_change(judgement, result.samples - 1, label, *(_best(o, post) for o in (reference, answer)))
+            for output, values in answer.items():
+                judgement.errors.setdefault(output, OutputError()).add(values, reference[output])
 
 
-def _check_finite(outputs: np.ndarray, what: str) -> None:
-    if not np.isfinite(outputs).all():
-        raise ConversionError(
-            f"{what} answers NaN or infinity for a held-out image",
-            "Check --preprocess: a wrong range of pixel values overflows some models.",
-        )
+def _best(outputs: Outputs, post: Postprocessing) -> int:
+    return int(class_scores(outputs[post.outputs["scores"]], post.scores)[0].argmax())
 
 
-def scores_kind(model: Any, outputs: np.ndarray) -> str:
+def _note_change(judgement: Judgement, number: int, label: Any, reference: int, variant: int) -> None:
+    if reference != variant:
+        judgement.changes.append(Change(number, label if isinstance(label, int) else None, reference, variant))
+
+
+def _truth(sample: Sample) -> Any:
+    """A sample's label as the metrics take it."""
+    if isinstance(sample.label, tuple):
+        boxes = (box for box in sample.label if isinstance(box, Box))
+        return [TrueBox(box.label, box.x, box.y, box.w, box.h) for box in boxes]
+    return sample.label
+
+
+def _check_finite(outputs: Outputs, what: str) -> None:
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise ConversionError(
+                f"{what} answers NaN or infinity at output {name!r} for a held-out sample",
+                "Check --preprocess: a wrong range of values overflows some models.",
+            )
+
+
+def scores_kind(activation: str, outputs: np.ndarray) -> str:
     """What a classifier's outputs are, told by its last activation and by the numbers themselves.
 
     Args:
-        model: the keras.Model.
-        outputs: of some frames, float32 [n, classes].
+        activation: of the last layer, "" where it is not known.
+        outputs: of some samples, float32 [n, classes].
 
     Returns:
         One of ``postprocessing.SCORES``.
     """
-    activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
     inside = bool((outputs >= 0).all() and (outputs <= 1).all())
     flat = outputs.reshape(len(outputs), -1)
     if flat.shape[1] == 1:
@@ -174,3 +212,9 @@ def scores_kind(model: Any, outputs: np.ndarray) -> str:
         kind = "probabilities" if activation in ("softmax", "sigmoid") or sums_to_one else "logits"
     assert kind in SCORES  # noqa: S101 - the contract's own list
     return kind
+
+
+def first_outputs(source: SourceModel, feed: Feed, samples: Iterable[Sample]) -> Outputs:
+    """The float model's outputs for a few samples, stacked."""
+    reals = [feed.real(sample) for sample in samples]
+    return source.predict({name: np.concatenate([real[name] for real in reals]) for name in reals[0]})

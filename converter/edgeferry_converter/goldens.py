@@ -1,10 +1,10 @@
-"""Golden frames: which held-out frames the bundle carries, and how far a device's answers to them may be off."""
+"""Goldens: which held-out samples the bundle carries, and how far a device's answers to them may be off."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from edgeferry_runtime.golden import deviation, probe_frame, tensor_sha256
@@ -13,87 +13,130 @@ from edgeferry_runtime.preprocessing import Preprocessing
 from edgeferry_runtime.resize import resize
 from edgeferry_runtime.tensors import resolution
 
-from edgeferry_converter.data.folders import Image, decode
-from edgeferry_converter.evaluation import FloatModel, VariantScore
+from edgeferry_converter.data.dataset import FRAME, Sample
+from edgeferry_converter.evaluation import Judgement, OutputError, first_outputs
+from edgeferry_converter.feeding import COLOR, Feed
+from edgeferry_converter.loading.source import SourceModel
 from edgeferry_converter.variants import VariantRunner
 
-__all__ = ["GoldenFrames", "choose_frames", "npy_bytes", "tells_a_dead_model", "tolerance"]
+__all__ = ["Goldens", "choose_goldens", "golden_numbers", "npy_bytes", "tells_a_dead_model", "tolerances"]
 
-MIN_FRAMES = 8
-MAX_FRAMES = 16
+MIN_SAMPLES = 8
+MAX_SAMPLES = 16
 # Float outputs of one model differ between builds of the interpreter by rounding alone: sums of thousands of
 # products in another order.  The allowance is relative to the largest output.
-FLOAT_ROUNDING = {"float32": 2.0**-16, "float16": 2.0**-11, "int8": 2.0**-11}
+FLOAT_ROUNDING = {"float32": 2.0**-16}
+HALF_ROUNDING = 2.0**-11
+
+Outputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class GoldenFrames:
-    """Frames with everybody's answers.
+class Goldens:
+    """Samples with everybody's answers.
 
     Attributes:
-        frames: uint8 [h, w, 3] BGR each.
-        reference: the Keras model's output, float32 [frames, ...].
-        outputs: variant name -> its output, float32 [frames, ...].
+        frames: uint8 [h, w, 3] BGR each; empty for a model without frames.
+        inputs: input name -> real numbers float32 [samples, ...]; empty for a model with frames.
+        reference: output name -> the float model's, float32 [samples, ...].
+        outputs: variant name -> output name -> its own, float32 [samples, ...].
         input_sha256: variant name -> hashes of its input tensors, the probe frame's last.
     """
 
     frames: tuple[np.ndarray, ...]
-    reference: np.ndarray
-    outputs: dict[str, np.ndarray]
-    input_sha256: dict[str, tuple[str, ...]]
+    inputs: Outputs
+    reference: Outputs
+    outputs: dict[str, Outputs] = field(default_factory=dict)
+    input_sha256: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.reference.values())))
 
 
-def choose_frames(
-    images: Sequence[Image], declared: Preprocessing, keras_model: FloatModel, runners: Sequence[VariantRunner]
-) -> GoldenFrames:
-    """Take frames of as many classes as there are, so that an interpreter that answers the same for every
-    picture cannot pass.
+def golden_numbers(candidates: Sequence[int], group: Callable[[int], object]) -> list[int]:
+    """Which samples: of as many classes as there are, one of each in turn, so that an interpreter that answers the
+    same for every input cannot pass.
 
     Args:
-        images: the held-out ones.
-        declared: the preprocessing; frames far larger than the model's input are made smaller first, since a
-            bundle travels over slow links.
+        candidates: the held-out samples.
+        group: a sample's class, or None.
     """  # fmt: skip
-    by_label: dict[int, list[Image]] = {}
-    for image in images:
-        by_label.setdefault(image.label, []).append(image)
-    rounds = [queue[i] for i in range(MAX_FRAMES) for _, queue in sorted(by_label.items()) if i < len(queue)]
-    wanted = min(MAX_FRAMES, max(MIN_FRAMES, len(by_label)))
-    frames = tuple(_bounded(pixels, declared) for _, pixels in decode(rounds[:wanted]))
-    return GoldenFrames(
-        frames=frames,
-        reference=keras_model.predict([keras_model.tensor(pixels) for pixels in frames]),
-        outputs={r.variant.name: np.concatenate([r(pixels) for pixels in frames]) for r in runners},
-        input_sha256={r.variant.name: _input_hashes(r, (*frames, probe_frame())) for r in runners},
-    )
+    queues: dict[object, list[int]] = {}
+    for number in candidates:
+        queues.setdefault(group(number), []).append(number)
+    ordered = [queues[key] for key in sorted(queues, key=str)]
+    rounds = [queue[i] for i in range(max(map(len, ordered))) for queue in ordered if i < len(queue)]
+    wanted = min(MAX_SAMPLES, max(MIN_SAMPLES, len(queues)))
+    # Fewer held-out samples than goldens: some come twice, which harms nothing.
+    return [rounds[i % len(rounds)] for i in range(wanted)]
 
 
-def tolerance(score: VariantScore, runner: VariantRunner, golden: GoldenFrames, span: float) -> Tolerance:
+def choose_goldens(
+    samples: Iterable[Sample], feed: Feed, source: SourceModel, runners: Sequence[VariantRunner]
+) -> Goldens:
+    """Everybody's answers to the chosen samples.
+
+    Frames far larger than the model's input are made smaller first, since a bundle travels over slow links.
+    """
+    chosen = list(samples)
+    if feed.declared:
+        chosen = [replace(s, inputs={FRAME: _bounded(s.frame, feed.declared)}) for s in chosen]
+        frames, inputs = tuple(s.frame for s in chosen), {}
+    else:
+        reals = [feed.real(sample) for sample in chosen]
+        frames, inputs = (), {name: np.concatenate([real[name] for real in reals]) for name in reals[0]}
+    goldens = Goldens(frames, inputs, first_outputs(source, feed, chosen))
+    for runner in runners:
+        answers = [runner(sample) for sample in chosen]
+        name = runner.variant.name
+        goldens.outputs[name] = {key: np.concatenate([answer[key] for answer in answers]) for key in answers[0]}
+        goldens.input_sha256[name] = _input_hashes(runner, frames)
+    return goldens
+
+
+def tolerances(
+    judgement: Judgement, runner: VariantRunner, goldens: Goldens, spans: dict[str, float]
+) -> dict[str, Tolerance]:
     """How far a device may be from this workstation, from the quantisation error that was measured.
 
-    Another build of the interpreter rounds elsewhere: its answers are off the Keras model's about as far as this
+    Another build of the interpreter rounds elsewhere: its answers are off the float model's about as far as this
     one's are, but in other directions.  By the triangle inequality the two then differ by at most twice that
     error, and a device that differs by more lost more than quantisation did.  The error is the larger of that
-    over all held-out frames and that over the golden frames, which may be harder than the average.  Where
+    over all held-out samples and that over the goldens, which may be harder than the average.  Where
     quantisation lost nothing measurable, a step of the output, or rounding for float outputs, takes its place.
 
     Args:
-        score: the error on held-out frames.
-        runner: whose output it is.
-        golden: the frames a device will replay.
-        span: largest |output| of the Keras model.
+        judgement: the error on held-out samples.
+        runner: whose outputs they are.
+        goldens: what a device will replay.
+        spans: largest |value| of each output of the float model.
+
+    Returns:
+        By output name.
     """
-    step = resolution(runner.outputs[0]) or FLOAT_ROUNDING[runner.variant.scheme.name] * span
-    error = golden.outputs[runner.variant.name].astype(np.float64) - golden.reference
-    rms = max(score.rms_error, float(np.sqrt(np.mean(error**2))), step)
-    return Tolerance(max_abs=2 * max(score.max_error, float(np.abs(error).max()), step), rms=2 * rms)
+    rounding = FLOAT_ROUNDING.get(runner.variant.scheme.name, HALF_ROUNDING)
+    found = {}
+    for spec in runner.outputs:
+        golden = OutputError()
+        golden.add(goldens.outputs[runner.variant.name][spec.name], goldens.reference[spec.name])
+        error = judgement.errors[spec.name]
+        # An output that is always 0 has no span; any number above 0 then keeps the tolerance a tolerance.
+        step = resolution(spec) or rounding * spans[spec.name] or rounding
+        found[spec.name] = Tolerance(
+            max_abs=2 * max(error.largest, golden.largest, step), rms=2 * max(error.rms, golden.rms, step)
+        )
+    return found
 
 
-def tells_a_dead_model(golden: GoldenFrames, variant: str, allowed: Tolerance) -> bool:
-    """Whether a device that answers the same for every frame is outside the tolerance, as it must be."""
-    outputs = golden.outputs[variant]
-    constant = np.broadcast_to(outputs.mean(axis=0), outputs.shape)
-    return not deviation("", constant, outputs, allowed).ok
+def tells_a_dead_model(outputs: Outputs, allowed: dict[str, Tolerance]) -> bool:
+    """Whether a device that answers the same for every input is outside the tolerance, as it must be."""
+    for name, values in outputs.items():
+        constant = np.broadcast_to(values.mean(axis=0), values.shape)
+        if not deviation(name, constant, values, allowed[name]).ok:
+            return True
+    return False
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -115,6 +158,6 @@ def _bounded(pixels: np.ndarray, declared: Preprocessing) -> np.ndarray:
 
 
 def _input_hashes(runner: VariantRunner, frames: Sequence[np.ndarray]) -> tuple[str, ...]:
-    if runner.preprocessor.declared.resize == "bilinear-fast":
-        return ()  # declared to differ by up to one level between builds of OpenCV
-    return tuple(tensor_sha256(runner.preprocessor(pixels, "bgr")) for pixels in frames)
+    if runner.preprocessor is None or runner.preprocessor.declared.resize == "bilinear-fast":
+        return ()  # bilinear-fast is declared to differ by up to one level between builds of OpenCV
+    return tuple(tensor_sha256(runner.preprocessor(pixels, COLOR)) for pixels in (*frames, probe_frame()))

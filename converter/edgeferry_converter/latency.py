@@ -1,13 +1,11 @@
-"""Latency of variants side by side, as ratios: this machine's clock is nobody else's."""
+"""Latency side by side, as ratios: this machine's clock is nobody else's."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from edgeferry_converter.variants import VariantRunner
 
 __all__ = ["Latency", "measure_latency"]
 
@@ -17,11 +15,11 @@ BUDGET_S = 4.0
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one variant's invoke, one thread.
+    """Of one way of running the model on one sample.
 
     Attributes:
         p50_ms, p90_ms: percentiles.
-        ratio: median against the first variant's, from interleaved rounds.
+        ratio: median against the first way's, from interleaved rounds.
     """
 
     p50_ms: float
@@ -29,25 +27,24 @@ class Latency:
     ratio: float
 
 
-def measure_latency(runners: Sequence[VariantRunner]) -> dict[str, Latency]:
-    """Time every variant in turn, A B A B, so that a busy machine slows all of them alike.
+def measure_latency(ways: Mapping[str, Callable[[], object]]) -> dict[str, Latency]:
+    """Time every way in turn, A B A B, so that a busy machine slows all of them alike.
 
     Args:
-        runners: the first one is what the others are compared with.
+        ways: name -> runs the model once; the first one is what the others are compared with.
     """
-    times: dict[str, list[float]] = {runner.variant.name: [] for runner in runners}
-    for runner in runners:
-        for _ in range(3):
-            runner.interpreter.invoke()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for run in ways.values():
+        run()  # the first run sets up kernels, traces and memory
     started = time.perf_counter()
     for _ in range(ROUNDS):
-        for runner in runners:
+        for name, run in ways.items():
             begin = time.perf_counter()
-            runner.interpreter.invoke()
-            times[runner.variant.name].append((time.perf_counter() - begin) * 1000)
+            run()
+            times[name].append((time.perf_counter() - begin) * 1000)
         if time.perf_counter() - started > BUDGET_S:
             break
-    base = statistics.median(times[runners[0].variant.name])
+    base = statistics.median(next(iter(times.values())))
     return {
         name: Latency(
             p50_ms=statistics.median(values),

@@ -13,13 +13,14 @@ from edgeferry_runtime.manifest import BACKENDS, Golden, Manifest, Requires, Tol
 from edgeferry_runtime.postprocessing import Postprocessing
 from edgeferry_runtime.preprocessing import Preprocessing
 
-from edgeferry_converter.goldens import GoldenFrames, npy_bytes
+from edgeferry_converter.goldens import Goldens, npy_bytes
 from edgeferry_converter.profile import DeviceProfile
 from edgeferry_converter.variants import VariantRunner
 
 __all__ = ["Contents", "bundle_name", "pack"]
 
 LABELS = "labels.txt"
+EDGETPU = "model-edgetpu.tflite"
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,27 @@ class Contents:
     Attributes:
         name: of the bundle.
         profile: the device it is for.
-        preprocessing, postprocessing: as declared; postprocessing's output and labels are filled in here.
-        labels: one a class.
+        preprocessing: as declared; None for a model whose inputs come as tensors.
+        postprocessing: as declared; the labels' member is filled in here.
+        labels: one a class; may be empty.
         runners: the variants, preferred first.
-        tolerances: variant name -> tolerance of its output.
-        golden: frames with answers.
+        models: variant name -> bytes of the .tflite that is packed.
+        compiled: the int8 variant compiled for the Edge TPU, None without one.
+        tolerances: variant name -> output name -> tolerance.
+        goldens: samples with answers.
         provenance: where all of it came from.
     """
 
     name: str
     profile: DeviceProfile
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     postprocessing: Postprocessing
     labels: Sequence[str]
     runners: Sequence[VariantRunner]
-    tolerances: dict[str, Tolerance]
-    golden: GoldenFrames
+    models: dict[str, bytes]
+    compiled: bytes | None
+    tolerances: dict[str, dict[str, Tolerance]]
+    goldens: Goldens
     provenance: dict[str, Any]
 
 
@@ -54,22 +60,28 @@ def pack(path: Path, contents: Contents) -> str:
     Returns:
         Its content version; the same contents give the same.
     """
-    members: dict[str, bytes] = {LABELS: ("\n".join(contents.labels) + "\n").encode()}
-    output = contents.runners[0].outputs[0].name
-    frames = []
-    for i, pixels in enumerate(contents.golden.frames):
-        frames.append(f"golden/frame-{i:02d}.npy")
-        members[frames[-1]] = npy_bytes(pixels)
-    members["golden/reference.npy"] = npy_bytes(contents.golden.reference)
+    members: dict[str, bytes] = {}
+    if contents.labels:
+        members[LABELS] = ("\n".join(contents.labels) + "\n").encode()
+    goldens = contents.goldens
+    frames = tuple(f"golden/frame-{i:02d}.npy" for i in range(len(goldens.frames)))
+    members |= {name: npy_bytes(pixels) for name, pixels in zip(frames, goldens.frames, strict=True)}
+    inputs = _stack("input", goldens.inputs, members)
+    reference = _stack("reference", goldens.reference, members)
     variants = [_variant(contents, runner, members) for runner in contents.runners]
+    twin = next((variant for variant in variants if variant.scheme == "int8"), None)
+    if contents.compiled is not None and twin is not None:
+        # It computes the same numbers from the same tensors, so it is held to the same goldens.
+        members[EDGETPU] = contents.compiled
+        variants.insert(0, replace(twin, name="edgetpu", file=EDGETPU, delegate="edgetpu"))
     manifest = Manifest(
         name=contents.name,
         profile={"name": contents.profile.name, "values": contents.profile.values()},
         requires=_requires(contents.profile),
         preprocessing=contents.preprocessing,
-        postprocessing=replace(contents.postprocessing, outputs={"scores": output}, labels=LABELS),
+        postprocessing=replace(contents.postprocessing, labels=LABELS if contents.labels else ""),
         variants=tuple(variants),
-        golden=Golden(len(frames), "bgr", tuple(frames), {}, {output: "golden/reference.npy"}),
+        golden=Golden(goldens.count, "bgr", frames, inputs, reference),
         files={name: file_entry(data) for name, data in members.items()},
         provenance=contents.provenance,
     )
@@ -82,23 +94,28 @@ def bundle_name(path: Path) -> str:
     return name[:63] or "model"
 
 
+def _stack(kind: str, arrays: dict[str, Any], members: dict[str, bytes]) -> dict[str, str]:
+    """Arrays as members; a tensor may have any name, a member may not, so members are numbered."""
+    names = {name: f"golden/{kind}-{i}.npy" for i, name in enumerate(arrays)}
+    members |= {member: npy_bytes(arrays[name]) for name, member in names.items()}
+    return names
+
+
 def _variant(contents: Contents, runner: VariantRunner, members: dict[str, bytes]) -> Variant:
     name = runner.variant.name
-    model, golden = f"model-{name}.tflite", f"golden/{name}.npy"
-    members[model] = runner.variant.path.read_bytes()
-    members[golden] = npy_bytes(contents.golden.outputs[name])
-    output = runner.outputs[0].name
+    model = f"model-{name}.tflite"
+    members[model] = contents.models[name]
     return Variant(
         name=name,
         file=model,
-        scheme=runner.variant.scheme.name,
+        scheme=runner.variant.scheme.label,
         delegate="",
         backends=tuple(sorted(BACKENDS, key=lambda b: b != contents.profile.interpreter.package)),
         inputs=tuple(runner.inputs),
         outputs=tuple(runner.outputs),
-        golden={output: golden},
-        tolerance={output: contents.tolerances[name]},
-        input_sha256=contents.golden.input_sha256[name],
+        golden=_stack(name, contents.goldens.outputs[name], members),
+        tolerance=contents.tolerances[name],
+        input_sha256=contents.goldens.input_sha256[name],
     )
 
 

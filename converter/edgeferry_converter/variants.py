@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from edgeferry_runtime.backend import Interpreter
 from edgeferry_runtime.manifest import TensorSpec
-from edgeferry_runtime.preprocessing import Preprocessing
 from edgeferry_runtime.preprocessor import Preprocessor
-from edgeferry_runtime.tensors import dequantize
+from edgeferry_runtime.tensors import dequantize, quantize
 
+from edgeferry_converter.data.dataset import Sample
+from edgeferry_converter.feeding import COLOR, Feed
 from edgeferry_converter.quantization import QuantizationScheme
 
 __all__ = ["ConvertedVariant", "VariantRunner"]
@@ -34,7 +35,7 @@ class ConvertedVariant:
     @property
     def name(self) -> str:
         """The variant's name in the bundle."""
-        return self.scheme.name
+        return self.scheme.label
 
 
 class VariantRunner:
@@ -43,27 +44,32 @@ class VariantRunner:
     Attributes:
         variant: what it runs.
         inputs, outputs: its tensors, named as in the model's signature.
-        preprocessor: frames to tensor.
-        input: the interpreter's input memory.
+        preprocessor: frames to tensor; None where inputs are tensors.
     """
 
-    def __init__(self, variant: ConvertedVariant, declared: Preprocessing, threads: int | None = None) -> None:
+    def __init__(self, variant: ConvertedVariant, feed: Feed, threads: int | None = None) -> None:
         self.variant = variant
         self.interpreter = Interpreter(str(variant.path), threads=threads)
         names = self.interpreter.signature_names()
         self.inputs = [_named(spec, names) for spec in self.interpreter.inputs]
         self.outputs = [_named(spec, names) for spec in self.interpreter.outputs]
-        self.preprocessor = Preprocessor(declared, self.inputs[0])
-        self.input = self.interpreter.input(self.inputs[0].tensor)
+        self._feed = feed
+        self.preprocessor = Preprocessor(feed.declared, self.inputs[0]) if feed.declared else None
+        self._memory = {spec.name: self.interpreter.input(spec.tensor) for spec in self.inputs}
 
-    def __call__(self, pixels: np.ndarray, color: str = "bgr") -> np.ndarray:
-        """The first output for one frame, in real numbers: float32 [1, ...]."""
-        self.preprocessor(pixels, color, out=self.input)
+    def __call__(self, sample: Sample) -> dict[str, np.ndarray]:
+        """All outputs for one sample, in real numbers: float32 [1, ...] by name."""
+        if self.preprocessor is not None:
+            self.preprocessor(sample.frame, COLOR, out=next(iter(self._memory.values())))
+        else:
+            real = self._feed.real(sample)
+            for spec in self.inputs:
+                np.copyto(self._memory[spec.name], quantize(real[spec.name], spec))
         self.interpreter.invoke()
-        spec = self.outputs[0]
-        return np.array(dequantize(self.interpreter.output(spec.tensor), spec))
+        return {
+            spec.name: np.array(dequantize(self.interpreter.output(spec.tensor), spec)) for spec in self.outputs
+        }
 
 
 def _named(spec: TensorSpec, names: dict[str, str]) -> TensorSpec:
-    layout = spec.layout if len(spec.shape) == 4 else ""
-    return replace(spec, name=names.get(spec.tensor, spec.tensor), layout=layout)
+    return replace(spec, name=names.get(spec.tensor, spec.tensor))

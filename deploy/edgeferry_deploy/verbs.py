@@ -96,5 +96,7 @@ VERBS = {
 # verb -> (distribution that brings it, summary): listed without asking the slow package metadata.
 ELSEWHERE = {
     "convert": ("edgeferry-converter", "turn a Keras model into a bundle for one kind of board"),
+    "inspect": ("edgeferry-converter", "show what a model file or a bundle holds"),
+    "lint": ("edgeferry-converter", "look for faults in calibration data"),
     "profiles": ("edgeferry-converter", "list the boards a model can be converted for"),
 }

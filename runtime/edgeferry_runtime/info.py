@@ -29,7 +29,7 @@ def describe(path: str, variant: str | None, backend: str | None, threads: int |
                     "variant": model.variant.name,
                     "backend": str(model.interpreter.backend),
                     "threads": model.interpreter.threads,
-                    "preprocessing": model.preprocessor.path,
+                    "preprocessing": model.preprocessor.path if model.preprocessor else "tensors",
                 }
         except BackendError as error:
             here = {"error": error.message, "remedy": error.remedy}
@@ -39,7 +39,7 @@ def describe(path: str, variant: str | None, backend: str | None, threads: int |
             "schema_version": manifest.schema_version,
             "profile": manifest.profile.get("name", ""),
             "requires": asdict(manifest.requires),
-            "preprocessing": asdict(manifest.preprocessing),
+            "preprocessing": asdict(manifest.preprocessing) if manifest.preprocessing else None,
             "postprocessing": asdict(manifest.postprocessing),
             "variants": [
                 {
@@ -52,7 +52,7 @@ def describe(path: str, variant: str | None, backend: str | None, threads: int |
                 }
                 for v in manifest.variants
             ],
-            "golden_frames": len(manifest.golden.frames),
+            "golden_frames": manifest.golden.count,
             "gate": manifest.provenance.get("gate", {}),
             "here": here,
             "device": {
@@ -64,6 +64,9 @@ def describe(path: str, variant: str | None, backend: str | None, threads: int |
         }
 
 
+_PREPROCESSING = "{color} {width}x{height} {geometry}, {resize}; (pixel * {scale:.6g} - {mean}) / {std}"
+
+
 def to_text(d: dict[str, Any]) -> str:
     """The same for people."""
     declared, here = d["preprocessing"], d["here"]
@@ -71,8 +74,7 @@ def to_text(d: dict[str, Any]) -> str:
         "{}  {}".format(d["name"], d["version"][:12]),
         "made for       {}".format(d["profile"] or "no profile"),
         "task           {}, scores are {}".format(d["postprocessing"]["task"], d["postprocessing"]["scores"]),
-        "preprocessing  {color} {width}x{height} {geometry}, {resize};"
-        " (pixel * {scale:.6g} - {mean}) / {std}".format(**declared),
+        "preprocessing  " + (_PREPROCESSING.format(**declared) if declared else "none, inputs come as tensors"),
         "golden frames  {}".format(d["golden_frames"]),
     ]
     for v in d["variants"]:

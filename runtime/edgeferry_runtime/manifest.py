@@ -410,8 +410,8 @@ def _cross_check(manifest: Manifest) -> list[str]:
         )
         if len(variant.input_sha256) not in (0, len(manifest.golden.frames) + 1):
             problems.append("variants[{}].input_sha256: needs one hash a golden frame and one more".format(i))
-        for key, specs, names in (("inputs", variant.inputs, inputs), ("outputs", variant.outputs, outputs)):
-            if {spec.name for spec in specs} != names:
+        for key, specs, wanted in (("inputs", variant.inputs, inputs), ("outputs", variant.outputs, outputs)):
+            if {spec.name for spec in specs} != wanted:
                 problems.append("variants[{}].{}: differ in name from those of variants[0]".format(i, key))
     problems += [
         "{}: names {!r}, which is not in files".format(p, m) for p, m in named.items() if m not in manifest.files

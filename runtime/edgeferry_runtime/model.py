@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from edgeferry_runtime.errors import BackendError, BackendMissingError, FrameErr
 from edgeferry_runtime.fields import did_you_mean
 from edgeferry_runtime.manifest import Manifest, TensorSpec, Variant
 from edgeferry_runtime.preprocessor import Preprocessor
-from edgeferry_runtime.tasks.classify import Classification, Classify
-from edgeferry_runtime.tensors import dequantize
+from edgeferry_runtime.tasks import make_task
+from edgeferry_runtime.tasks.base import Answer
+from edgeferry_runtime.tensors import dequantize, quantize
 
 __all__ = ["Model", "choose_variant"]
 
@@ -64,8 +65,8 @@ class Model:
         bundle: what it was loaded from.
         variant: which file of it.
         interpreter: what runs it.
-        preprocessor: frames to tensor.
-        input: the interpreter's own input memory.
+        preprocessor: frames to tensor; None for a model whose inputs come as tensors.
+        inputs: the interpreter's own input memory, by input name.
         identity: name and short version, as in "digits-0123456789ab".
     """
 
@@ -77,15 +78,20 @@ class Model:
         self.identity = "{}-{}".format(manifest.name, manifest.version[:12])
         _check_tensors(variant.inputs, interpreter.inputs, variant.file)
         _check_tensors(variant.outputs, interpreter.outputs, variant.file)
-        self.input = interpreter.input(variant.inputs[0].tensor)
-        self.preprocessor = Preprocessor(manifest.preprocessing, variant.inputs[0])
+        self.inputs = {spec.name: interpreter.input(spec.tensor) for spec in variant.inputs}
+        self._specs = {spec.name: spec for spec in variant.inputs}
+        declared = manifest.preprocessing
+        self.preprocessor = Preprocessor(declared, variant.inputs[0]) if declared else None
+        self._frame_input = self.inputs[variant.inputs[0].name]
+        self._frame_size: tuple[int, int] | None = None
         labels: list[str] = []
         if manifest.postprocessing.labels:
             labels = bundle.read(manifest.postprocessing.labels).decode("utf-8").splitlines()
-        self._answer = next(
-            spec for spec in variant.outputs if spec.name == manifest.postprocessing.outputs["scores"]
+        read = set(manifest.postprocessing.outputs.values())
+        self._answer = [spec for spec in variant.outputs if spec.name in read or not read]
+        self._task = make_task(
+            manifest.postprocessing, labels, (declared.width, declared.height) if declared else None
         )
-        self._task = Classify(manifest.postprocessing, labels)
 
     @classmethod
     def open(
@@ -132,26 +138,52 @@ class Model:
             color: "bgr" (as OpenCV reads), "rgb" or "gray".
 
         Raises:
-            FrameError: the pixels are no frame.
+            FrameError: the pixels are no frame, or the model takes no frames.
         """
-        self.preprocessor(pixels, color, out=self.input)
+        if self.preprocessor is None:
+            raise FrameError(
+                "{} takes tensors ({}), not frames".format(self.identity, ", ".join(self.inputs)),
+                "Give them with Model.set_inputs({name: numbers}).",
+            )
+        self.preprocessor(pixels, color, out=self._frame_input)
+        self._frame_size = (pixels.shape[1], pixels.shape[0])
 
-    def set_tensor(self, tensor: np.ndarray) -> None:
-        """Put a ready tensor in, past the preprocessing.
+    def set_inputs(self, real: Mapping[str, np.ndarray]) -> None:
+        """Put real numbers in, by input name; each is quantised as its tensor wants it.
+
+        Raises:
+            FrameError: a name or a shape differs from the model's, or a number is NaN or infinite.
+        """
+        if set(real) != set(self._specs):
+            raise FrameError("the model's inputs are {}, not {}".format(sorted(self._specs), sorted(real)))
+        self._forget_frame()
+        for name, values in real.items():
+            spec = self._specs[name]
+            _check_shape(spec, values)
+            np.copyto(self.inputs[name], quantize(values, spec))
+
+    def set_tensor(self, tensor: np.ndarray, name: str | None = None) -> None:
+        """Put a ready tensor in, past preprocessing and quantisation.
+
+        Args:
+            tensor: of the input's shape and dtype.
+            name: of the input; None for a model with one.
 
         Raises:
             FrameError: shape or dtype differ from the input's, or it holds NaN.
         """
-        spec = self.variant.inputs[0]
-        if tensor.shape != spec.shape or tensor.dtype.name != spec.dtype:
-            raise FrameError(
-                "input {!r} is {} of {}, not {} of {}".format(
-                    spec.name, list(spec.shape), spec.dtype, list(tensor.shape), tensor.dtype
-                )
-            )
-        if spec.dtype == "float32" and not np.isfinite(tensor).all():
-            raise FrameError("a tensor for input {!r} holds NaN or infinity".format(spec.name))
-        np.copyto(self.input, tensor)
+        spec = self._specs[name] if name else self.variant.inputs[0]
+        if tensor.dtype.name != spec.dtype:
+            raise FrameError("input {!r} is {}, not {}".format(spec.name, spec.dtype, tensor.dtype))
+        _check_shape(spec, tensor)
+        self._forget_frame()
+        np.copyto(self.inputs[spec.name], tensor)
+
+    def _forget_frame(self) -> None:
+        """A tensor comes from no frame: what is decoded next stays in the input's coordinates."""
+        self._frame_size = None
+        if self.preprocessor is not None:
+            self.preprocessor.placement = None
 
     def invoke(self) -> None:
         """Run the interpreter on what the input holds."""
@@ -164,21 +196,17 @@ class Model:
             for spec in self.variant.outputs
         }
 
-    def decode(self) -> Classification:
+    def decode(self) -> Answer:
         """The task's answer from the outputs of the last invoke.
 
         Raises:
-            BackendError: the output holds NaN.
+            BackendError: an output is not finite.
         """
-        real = dequantize(self.interpreter.output(self._answer.tensor), self._answer)
-        if np.isnan(real).any():
-            raise BackendError(
-                "output {!r} of {} is NaN".format(self._answer.name, self.identity),
-                "Run: edgeferry-run check --bundle {}".format(self.bundle.path),
-            )
-        return self._task(real)
+        real = {spec.name: dequantize(self.interpreter.output(spec.tensor), spec) for spec in self._answer}
+        placement = self.preprocessor.placement if self.preprocessor else None
+        return self._task(real, placement, self._frame_size)
 
-    def __call__(self, pixels: np.ndarray, color: str = "bgr") -> Classification:
+    def __call__(self, pixels: np.ndarray, color: str = "bgr") -> Answer:
         """One frame to one answer."""
         self.preprocess(pixels, color)
         self.invoke()
@@ -202,6 +230,16 @@ def profile_threads(manifest: Manifest) -> int | None:
     interpreter = manifest.profile.get("values", {}).get("interpreter", {})
     threads = interpreter.get("threads", 0) if isinstance(interpreter, dict) else 0
     return threads if isinstance(threads, int) and threads > 0 else None
+
+
+def _check_shape(spec: TensorSpec, values: np.ndarray) -> None:
+    if values.shape != spec.shape:
+        raise FrameError(
+            "input {!r} has the shape {}, not {}".format(spec.name, list(spec.shape), list(values.shape)),
+            "Give one sample, batch dimension included.",
+        )
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise FrameError("numbers for input {!r} hold NaN or infinity".format(spec.name))
 
 
 def _check_tensors(promised: Sequence[TensorSpec], found: Sequence[TensorSpec], file: str) -> None:

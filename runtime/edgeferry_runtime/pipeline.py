@@ -147,6 +147,13 @@ class Pipeline:
             count += 1
         seconds = (clock() - started) / 1e9
         return Summary(
-            model.identity, model.variant.name, backend, model.interpreter.threads, model.preprocessor.path,
-            count, seconds, stages, age,
-        )  # fmt: skip
+            bundle=model.identity,
+            variant=model.variant.name,
+            backend=backend,
+            threads=model.interpreter.threads,
+            preprocessing=model.preprocessor.path if model.preprocessor else "tensors",
+            frames=count,
+            seconds=seconds,
+            stages=stages,
+            age=age,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgeferry_runtime.tasks.classify import Classification
+from edgeferry_runtime.tasks.base import Answer
 
 __all__ = ["STAGES", "Result"]
 
@@ -35,7 +35,7 @@ class Result:
     time: float
     age_us: float
     stages_us: dict[str, float]
-    answer: Classification
+    answer: Answer
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a line of JSON."""

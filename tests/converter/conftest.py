@@ -86,6 +86,8 @@ def convert(keras, tmp_path: Path):
 
     def convert(model: Path, data: Path, **options):
         values = {"profile": "host", "preprocess": "unit", "output": folder / "m.ferry", **options}
+        if "quantize" in values:
+            values["schemes"] = (values.pop("quantize"),)
         return run(ConversionRequest(model=model, data=data, **values), Console(file=io.StringIO()))
 
     convert.folder = folder

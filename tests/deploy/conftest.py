@@ -118,7 +118,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             profile={"name": "test"},
             requires=Requires((), "", 0, ""),
             preprocessing=Preprocessing(8, 8),
-            postprocessing=Postprocessing("classify", "scores", labels="labels.txt"),
+            postprocessing=Postprocessing("classify", {"scores": "scores"}, labels="labels.txt"),
             variants=(
                 Variant(
                     name="int8",
@@ -132,7 +132,9 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
                     tolerance={"scores": Tolerance(0.1, 0.05)},
                 ),
             ),
-            golden=Golden("rgb", tuple(f"golden/{index}.npy" for index in range(8)), {"scores": "scores.npy"}),
+            golden=Golden(
+                8, "rgb", tuple(f"golden/{index}.npy" for index in range(8)), {}, {"scores": "scores.npy"}
+            ),
             files={member: file_entry(data) for member, data in members.items()},
             provenance={},
         )

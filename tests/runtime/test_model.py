@@ -68,12 +68,71 @@ def test_results_do_not_change_with_the_next_frame(bundle):
 
 
 @pytest.mark.parametrize(
-    "tensor",
-    [np.zeros((1, 8, 12, 3), np.float32), np.zeros((8, 12, 3), np.int8), np.zeros((1, 12, 8, 3), np.int8)],
+    ("tensor", "words"),
+    [
+        (np.zeros((1, 8, 12, 3), np.float32), "is int8, not float32"),
+        (np.zeros((8, 12, 3), np.int8), r"has the shape \[1, 8, 12, 3\], not \[8, 12, 3\]"),
+        (np.zeros((1, 12, 8, 3), np.int8), r"not \[1, 12, 8, 3\]"),
+    ],
 )
-def test_tensor_api_checks_shape_and_dtype(bundle, tensor):
-    with Model.open(bundle) as model, pytest.raises(FrameError, match=r"\[1, 8, 12, 3\] of int8"):
+def test_tensor_api_checks_shape_and_dtype(bundle, tensor, words):
+    with Model.open(bundle) as model, pytest.raises(FrameError, match=words):
         model.set_tensor(tensor)
+
+
+def test_real_numbers_go_in_by_name(bundle):
+    pixels = np.random.default_rng(2).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    with Model.open(bundle) as model:
+        by_frame = model(pixels, "rgb")
+        model.set_inputs({"image": pixels[None].astype(np.float32)})
+        model.invoke()
+        assert model.decode() == by_frame
+        with pytest.raises(FrameError, match=r"inputs are \['image'\], not \['imag'\]"):
+            model.set_inputs({"imag": pixels[None]})
+        with pytest.raises(FrameError, match="NaN"):
+            model.set_inputs({"image": np.full((1, 8, 12, 3), np.nan)})
+
+
+def tensors_only(manifest, members):
+    """The tiny bundle as if it took no frames: goldens are its input's real numbers."""
+    import io
+
+    def load(name):
+        return np.load(io.BytesIO(members[name]))
+
+    def dump(array):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        return buffer.getvalue()
+
+    from edgeferry_runtime.preprocessor import Preprocessor
+
+    (variant,) = manifest.variants
+    float_spec = replace(variant.inputs[0], dtype="float32", quantization=None)
+    preprocess = Preprocessor(manifest.preprocessing, float_spec)
+    inputs = [preprocess(load(name), "bgr").copy() for name in manifest.golden.frames]
+    for name in manifest.golden.frames:
+        del members[name]
+    members["golden/input-0.npy"] = dump(np.concatenate(inputs))
+    golden = replace(manifest.golden, frames=(), inputs={"image": "golden/input-0.npy"})
+    variants = (replace(variant, input_sha256=()),)
+    raw = Postprocessing("raw", {}, labels="")
+    return replace(manifest, preprocessing=None, golden=golden, variants=variants, postprocessing=raw), members
+
+
+def test_a_bundle_without_frames(make_bundle, capsys):
+    from edgeferry_runtime.cli import main
+
+    path = make_bundle(change=tensors_only)
+    assert main(["check", "--bundle", str(path)]) == 0
+    assert main(["info", "--bundle", str(path)]) == 0
+    assert "inputs come as tensors" in capsys.readouterr().out
+    with Model.open(path) as model:
+        model.set_inputs({"image": np.zeros((1, 8, 12, 3), np.float32)})
+        model.invoke()
+        assert list(model.decode().to_json()["outputs"]) == ["scores"]
+    assert main(["run", "--bundle", str(path), "--source", "synthetic:8x8", "--frames", "1"]) == 1
+    assert "takes tensors (image), not frames" in capsys.readouterr().err
 
 
 def test_tensor_api_equals_the_frame_way(bundle):

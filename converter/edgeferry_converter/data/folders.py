@@ -1,23 +1,32 @@
-"""Images in a folder a class, and their division into calibration and evaluation."""
+"""Images in a folder a class (or, for models that tell no classes apart, in one folder)."""
 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from edgeferry_runtime import opencv
 from edgeferry_runtime.sources import PICTURES
 
+from edgeferry_converter.data.dataset import TaskHint
+from edgeferry_converter.data.pictures import PictureDataset, decode_picture, find_pictures, read_bytes
+from edgeferry_converter.data.split import CALIBRATION_MAX, divide
 from edgeferry_converter.errors import DataError
 
-__all__ = ["Image", "ImageFolders", "Split", "class_order", "decode", "list_images", "split_images"]
+__all__ = [
+    "CALIBRATION_MAX",
+    "FolderDataset",
+    "Image",
+    "ImageFolders",
+    "Split",
+    "class_order",
+    "decode",
+    "list_images",
+    "split_images",
+]
 
-CALIBRATION_SHARE = 0.2
-CALIBRATION_MAX = 500  # min/max ranges settle long before; more only costs time
 MIN_IMAGES_A_CLASS = 2  # one to calibrate with, one to judge by
 
 
@@ -66,6 +75,43 @@ class Split:
         return digest.hexdigest()
 
 
+class FolderDataset(PictureDataset):
+    """A folder of images a class; opened with ``list_images`` or, without classes, ``FolderDataset.flat``.
+
+    Args:
+        folders: the images and their classes.
+    """
+
+    task_hint: TaskHint = "classify"
+
+    def __init__(self, folders: ImageFolders) -> None:
+        super().__init__(folders.root, [image.path for image in folders.images])
+        self.labels = folders.labels
+        self._classes = tuple(image.label for image in folders.images)
+        self.description = f"{len(self)} images in {len(folders.labels)} class folders"
+
+    @classmethod
+    def flat(cls, root: Path) -> FolderDataset:
+        """All images below a folder, without labels.
+
+        Raises:
+            DataError: there are none.
+        """
+        paths = find_pictures(root)
+        if not paths:
+            raise DataError(f"{root}: holds no images", f"Known endings: {' '.join(PICTURES)}.")
+        dataset = cls(ImageFolders(root, (), tuple(Image(path, 0) for path in paths)))
+        dataset.task_hint = ""
+        dataset.description = f"{len(paths)} images without labels"
+        return dataset
+
+    def label(self, i: int, pixels: np.ndarray) -> int | None:
+        return self.label_key(i)
+
+    def label_key(self, i: int) -> int | None:
+        return self._classes[i] if self.task_hint else None
+
+
 def list_images(root: Path, labels: Sequence[str] | None, classes: int) -> ImageFolders:
     """Find a folder's images.
 
@@ -91,7 +137,7 @@ def list_images(root: Path, labels: Sequence[str] | None, classes: int) -> Image
             "A classifier cannot be judged on one class; add the others.",
         )
     order = class_order(folders, labels, classes, root)
-    found = {name: _pictures(root / name) for name in order}
+    found = {name: find_pictures(root / name) for name in order}
     poor = [name for name, paths in found.items() if len(paths) < MIN_IMAGES_A_CLASS]
     if poor:
         raise DataError(
@@ -141,27 +187,10 @@ def split_images(images: Sequence[Image], seed: int = 0) -> Split:
     Raises:
         DataError: a class consists of copies of one image.
     """
-    share = min(CALIBRATION_SHARE, CALIBRATION_MAX / len(images))
-    groups: dict[str, list[Image]] = {}
-    for image in images:
-        groups.setdefault(hashlib.sha256(image.path.read_bytes()).hexdigest(), []).append(image)
-    by_label: dict[int, list[list[Image]]] = {}
-    for _, group in sorted(groups.items()):
-        by_label.setdefault(group[0].label, []).append(group)
-    calibration: list[Image] = []
-    evaluation: list[Image] = []
-    for label, members in sorted(by_label.items()):
-        if len(members) < MIN_IMAGES_A_CLASS:
-            raise DataError(
-                f"the images of class {label} are copies of one image ({members[0][0].path})",
-                "Add different ones.",
-            )
-        random.Random(f"{seed}/{label}").shuffle(members)  # noqa: S311 - a division, not a secret
-        cut = min(len(members) - 1, max(1, round(share * len(members))))
-        calibration += [image for group in members[:cut] for image in group]
-        evaluation += [image for group in members[cut:] for image in group]
-    duplicates = len(images) - len(groups)
-    return Split(tuple(calibration), tuple(evaluation), seed, duplicates)
+    keys = [hashlib.sha256(read_bytes(image.path)).hexdigest() for image in images]
+    parts = divide(keys, [image.label for image in images], seed, lambda i: str(images[i].path))
+    calibration = tuple(images[i] for i in parts.calibration)
+    return Split(calibration, tuple(images[i] for i in parts.evaluation), seed, parts.duplicates)
 
 
 def decode(images: Sequence[Image]) -> Iterator[tuple[Image, np.ndarray]]:
@@ -170,17 +199,4 @@ def decode(images: Sequence[Image]) -> Iterator[tuple[Image, np.ndarray]]:
     Raises:
         DataError: a file cannot be decoded.
     """
-    cv2 = opencv.load("decoding images")
-    for image in images:
-        # From bytes, because OpenCV cannot open every path on Windows.
-        data = np.frombuffer(image.path.read_bytes(), np.uint8)
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if pixels is None:
-            raise DataError(
-                f"{image.path}: cannot be decoded as an image", "Remove the file, or save it again as JPEG or PNG."
-            )
-        yield image, pixels
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    return ((image, decode_picture(image.path)) for image in images)

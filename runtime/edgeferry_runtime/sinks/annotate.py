@@ -70,8 +70,7 @@ def draw(frame: Frame, result: Result) -> np.ndarray:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if frame.color == "rgb" else cv2.COLOR_GRAY2BGR)
     else:
         picture = picture.copy()
-    best = result.answer.classes[0] if result.answer.classes else None
-    headline = "{} {:.0%}".format(best.label or best.index, best.score) if best else "-"
+    headline = result.answer.headline()
     footer = "#{} {:.1f} ms {}".format(frame.number, result.age_us / 1000, result.bundle)
     height = picture.shape[0]
     font, thickness, margin = cv2.FONT_HERSHEY_SIMPLEX, max(1, height // 240), max(2, height // 60)

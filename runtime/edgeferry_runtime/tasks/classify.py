@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Mapping
 
 import numpy as np
 
-from edgeferry_runtime.postprocessing import Postprocessing
+from edgeferry_runtime.preprocessing import Placement
+from edgeferry_runtime.tasks.base import Answer, Task, unusable
 
 __all__ = ["Classification", "Classify", "ClassScore", "class_scores"]
 
@@ -22,7 +23,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Answer):
     """The best classes of one frame, best first; empty when none reaches the threshold."""
 
     classes: tuple[ClassScore, ...]
@@ -35,34 +36,49 @@ class Classification:
             ]
         }  # fmt: skip
 
+    def headline(self) -> str:
+        if not self.classes:
+            return "-"
+        best = self.classes[0]
+        return "{} {:.0%}".format(best.label or best.index, best.score)
 
-class Classify:
-    """Decodes a classifier's output.
 
-    Args:
-        declared: the bundle's postprocessing.
-        labels: one a class, or empty.
-    """
+class Classify(Task):
+    """Decodes a classifier's output; arguments as in :class:`Task`."""
 
-    def __init__(self, declared: Postprocessing, labels: Sequence[str] = ()) -> None:
-        self.declared = declared
-        self.labels = list(labels)
-
-    def __call__(self, output: np.ndarray) -> Classification:
+    def __call__(
+        self,
+        outputs: Mapping[str, np.ndarray] | np.ndarray,
+        placement: Placement | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> Classification:
         """The answer for one frame.
 
         Args:
-            output: real numbers, float32 [1, classes] (or [1, 1] when binary).
+            outputs: by name, or the scores alone: float32 [1, classes] (or [1, 1] when binary).
+            placement, frame_size: classes have no place in the frame; ignored.
+
+        Raises:
+            BackendError: the output is missing, its batch is not 1, or a score is NaN or infinite.
         """
-        scores = class_scores(output, self.declared.scores)[0]
+        scores = self.scores(outputs)
+        reached = scores >= self.declared.threshold
         best = np.argsort(-scores, kind="stable")[: self.declared.top_k]
         return Classification(
-            tuple(
-                ClassScore(int(i), self.labels[i] if self.labels else "", float(scores[i]))
-                for i in best
-                if scores[i] >= self.declared.threshold
-            )
+            tuple(ClassScore(int(i), self.label(int(i)), float(scores[i])) for i in best if reached[i])
         )
+
+    def scores(self, outputs: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
+        """One score from 0 to 1 for every class, float32 [classes]; arguments and errors as for a call."""
+        name = self.declared.outputs["scores"]
+        by_name = {name: outputs} if isinstance(outputs, np.ndarray) else outputs
+        output = self.output(by_name, "scores")
+        # An infinite logit gives NaN here and is refused below, which says more than a warning would.
+        with np.errstate(invalid="ignore"):
+            scores: np.ndarray = class_scores(output[None], self.declared.scores)[0]
+        if not np.isfinite(scores).all():
+            raise unusable(name, "is NaN or infinite")
+        return scores
 
 
 def class_scores(output: np.ndarray, kind: str) -> np.ndarray:

@@ -1,0 +1,128 @@
+"""`edgeferry convert`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+__all__ = ["SUMMARY", "add_data", "add_loading", "configure", "loading_options", "run"]
+
+SUMMARY = "turn a Keras model into a bundle for one kind of board"
+SCHEMES = ("int8", "float16", "float32", "dynamic", "int16x8")
+TASKS = ("classify", "detect", "segment", "regress", "raw")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help=".keras, .h5, SavedModel, .tflite, or weights with --builder")
+    add("--profile", required=True, metavar="NAME", help="the board it is for; `edgeferry profiles` lists them")
+    add_data(parser)
+    add("--quantize", metavar="SCHEMES", help=f"{', '.join(SCHEMES)}; several by commas, preferred first")
+    add("--keep-float", metavar="REGEX", help="layers of the int8 model that stay float")
+    add("--auto-keep-float", action="store_true", help="keep as few layers float as the gate needs")
+    add("--max-drop", type=float, default=0.01, metavar="X", help="what a variant may lose; 0: gate off")
+    add("--strict", action="store_true", help="warnings about the data, and unused parts of a checkpoint, fail")
+    add("-o", "--output", type=Path, metavar="FILE", help="the bundle; default: the model's name with .ferry")
+    add_loading(parser)
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--verbose", action="store_true", help="show tracebacks and TensorFlow's own messages")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """What calibrates and judges, and how it reaches the model."""
+    add = parser.add_argument
+    add("--data", required=True, metavar="DATA", help="folder a class, .npz, COCO, YOLO, masks or module:function")
+    add("--eval-data", metavar="DATA", help="judge with this; --data then only calibrates")
+    add("--labels", type=Path, metavar="FILE", help="one label a line in the order of the model's outputs")
+    add("--task", choices=TASKS, help="default: told by the labels of the data")
+    add(
+        "--preprocess",
+        metavar="PRESET|FILE",
+        help="raw (default), unit, tf, torch or caffe, or a .toml file: what the model was trained with",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the division into calibration and evaluation")
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """What a person may have to say about a model file."""
+    add = parser.add_argument
+    add("--builder", metavar="MODULE:FUNCTION", help="returns the keras.Model the weights belong to")
+    add("--signature", metavar="KEY", help="of a SavedModel with several")
+    add("--custom-objects", metavar="MODULE", help="module that holds your own layers and functions")
+    add("--allow-unsafe", action="store_true", help="run code that the model file carries (Lambda layers)")
+    add(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIMS",
+        help="fix free dimensions: 224,224,3 or image=1,224,224,3",
+    )
+
+
+def loading_options(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]  # LoadOptions is imported late
+    """The options of ``add_loading`` as LoadOptions."""
+    from edgeferry_converter.loading.input_shapes import parse_input_shape
+    from edgeferry_converter.loading.source import LoadOptions
+
+    return LoadOptions(
+        builder=arguments.builder,
+        strict=getattr(arguments, "strict", False),
+        signature=arguments.signature,
+        custom_objects=arguments.custom_objects,
+        allow_unsafe=arguments.allow_unsafe,
+        input_shapes=tuple(parse_input_shape(text) for text in arguments.input_shape),
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert."""
+    from edgeferry_converter.quiet import quiet
+
+    with quiet(arguments.verbose) as console:
+        from edgeferry_converter.convert import ConversionRequest, convert
+        from edgeferry_converter.report import to_text
+
+        result = convert(
+            ConversionRequest(
+                model=arguments.model,
+                profile=arguments.profile,
+                data=arguments.data,
+                eval_data=arguments.eval_data,
+                labels=arguments.labels,
+                preprocess=arguments.preprocess,
+                task=arguments.task,
+                schemes=parse_schemes(arguments.quantize),
+                keep_float=arguments.keep_float,
+                auto_keep_float=arguments.auto_keep_float,
+                max_drop=arguments.max_drop,
+                strict=arguments.strict,
+                output=arguments.output,
+                seed=arguments.seed,
+                load=loading_options(arguments),
+            ),
+            console,
+        )
+    print(json.dumps(result.figures, indent=1) if arguments.json else to_text(result.figures))
+    return 0
+
+
+def parse_schemes(text: str | None) -> tuple[str, ...]:
+    """ "int8,float16" as ("int8", "float16").
+
+    Raises:
+        OptionError: a name is no scheme, or stands twice.
+    """
+    from edgeferry_runtime.fields import did_you_mean
+
+    from edgeferry_converter.errors import OptionError
+
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    for name in names:
+        if name not in SCHEMES:
+            hint = did_you_mean(name, SCHEMES)
+            raise OptionError(f"--quantize {name!r} is no scheme{hint}", f"Schemes are {', '.join(SCHEMES)}.")
+    if len(set(names)) != len(names):
+        raise OptionError(f"--quantize {text!r} names a scheme twice", "Name each variant of the bundle once.")
+    return names
