@@ -81,8 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeferry_converter.quiet import quiet
 
     with quiet(arguments.verbose) as console:
-        from edgeferry_converter.convert import ConversionRequest, convert
+        from edgeferry_converter.convert import convert
         from edgeferry_converter.report import to_text
+        from edgeferry_converter.request import ConversionRequest
 
         result = convert(
             ConversionRequest(

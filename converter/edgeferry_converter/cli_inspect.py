@@ -38,10 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 def inspect_file(path: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """One file's facts, and the same for people."""
     if path.suffix == ".ferry" or (path / "manifest.json").is_file():
-        from edgeferry_runtime.info import describe, to_text
-
-        facts = describe(str(path), None, None, None)
-        return facts, to_text(facts)
+        return _bundle(path)
     from edgeferry_converter.loading.chain import load_source
     from edgeferry_converter.loading.describe import inspect_source
     from edgeferry_converter.loading.describe import to_text as source_text
@@ -50,6 +47,27 @@ def inspect_file(path: Path, arguments: argparse.Namespace) -> tuple[dict[str, A
         return _tflite(path)
     facts = inspect_source(load_source(path, loading_options(arguments), listing=True))
     return facts, source_text(facts)
+
+
+def _bundle(path: Path) -> tuple[dict[str, Any], str]:
+    """A bundle, and what its report says when that lies beside it."""
+    from edgeferry_runtime.info import describe, to_text
+
+    from edgeferry_converter.report import report_path
+    from edgeferry_converter.report import to_text as report_text
+
+    facts = describe(str(path), None, None, None)
+    text = to_text(facts)
+    beside = report_path(path)
+    if beside.is_file():
+        try:
+            report = json.loads(beside.read_text("utf-8"))
+            if report["version"] == facts["version"]:  # a report of another conversion says nothing of this one
+                facts["report"] = report
+                text += "\n\n" + report_text(report)
+        except (ValueError, KeyError, TypeError):
+            text += f"\n\n{beside} cannot be read; convert again for its figures"
+    return facts, text
 
 
 def _tflite(path: Path) -> tuple[dict[str, Any], str]:

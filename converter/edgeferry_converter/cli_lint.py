@@ -33,8 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeferry_converter.quiet import quiet
 
     with quiet(arguments.verbose):
-        from edgeferry_converter.convert import ConversionRequest, lint_request
+        from edgeferry_converter.convert import lint_request
         from edgeferry_converter.data.lint import to_text
+        from edgeferry_converter.request import ConversionRequest
 
         request = ConversionRequest(
             model=arguments.model,

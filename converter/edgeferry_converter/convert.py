@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,23 +20,23 @@ from edgeferry_converter.data.open import open_dataset
 from edgeferry_converter.data.split import split
 from edgeferry_converter.described import described
 from edgeferry_converter.errors import GateError, OptionError
-from edgeferry_converter.evaluation import Evaluation, evaluate, first_outputs
+from edgeferry_converter.evaluation import first_outputs
 from edgeferry_converter.feeding import Feed, FrameFeed, TensorFeed
-from edgeferry_converter.gate import DEFAULT_MAX_DROP, Verdict, judge
 from edgeferry_converter.goldens import Goldens, choose_goldens, golden_numbers, tells_a_dead_model, tolerances
-from edgeferry_converter.keep_float import keep_as_few_as_needed
 from edgeferry_converter.latency import Latency, measure_latency
 from edgeferry_converter.linting import lint_material
 from edgeferry_converter.loading.baselines import baselines
 from edgeferry_converter.loading.chain import load_source
-from edgeferry_converter.loading.source import LoadOptions, SourceModel
+from edgeferry_converter.loading.source import SourceModel
 from edgeferry_converter.material import Material
 from edgeferry_converter.packager import Contents, bundle_name, pack
 from edgeferry_converter.preprocess_option import read_preprocessing
 from edgeferry_converter.profile import DeviceProfile, load_profile
 from edgeferry_converter.progress import Progress
+from edgeferry_converter.proving import FLOAT, Proof, prove
 from edgeferry_converter.quantization import LayerError, QuantizationScheme
 from edgeferry_converter.report import page_path, report_path, write_report
+from edgeferry_converter.request import ConversionRequest
 from edgeferry_converter.task import decide_postprocessing
 from edgeferry_converter.variants import ConvertedVariant, VariantRunner
 from edgeferry_converter.workshop import Workshop
@@ -47,37 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["ConversionRequest", "ConversionResult", "convert", "lint_request", "open_material"]
 
 FIRST_SAMPLES = 32  # whose outputs tell what the numbers mean
-FLOAT = QuantizationScheme("float32")
-PICTURES_SHOWN = 12
-
-
-@dataclass(frozen=True)
-class ConversionRequest:
-    """What the user asks for; see ``edgeferry convert --help``.
-
-    Attributes:
-        schemes: the variants of the bundle, preferred first; empty for the profile's default.
-        keep_float: regular expression over layer names; what it finds is computed in float in the int8 variant.
-        auto_keep_float: keep as few layers float as the gate needs.
-        max_drop: of the task's metric; 0 turns the gate off.
-        strict: warnings of the linter fail the conversion.
-    """
-
-    model: Path
-    profile: str
-    data: Path | str
-    eval_data: str | None = None
-    labels: Path | None = None
-    preprocess: str | None = None
-    task: str | None = None
-    schemes: tuple[str, ...] = ()
-    keep_float: str | None = None
-    auto_keep_float: bool = False
-    max_drop: float = DEFAULT_MAX_DROP
-    strict: bool = False
-    output: Path | None = None
-    seed: int = 0
-    load: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)
@@ -94,19 +63,6 @@ class ConversionResult:
     report: Path
     version: str
     figures: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Proof:
-    """What judging gave, for all variants."""
-
-    variants: list[ConvertedVariant]
-    evaluation: Evaluation
-    verdicts: dict[str, Verdict]
-
-    @property
-    def passed(self) -> bool:
-        return all(verdict.passed for verdict in self.verdicts.values())
 
 
 def convert(request: ConversionRequest, console: Console) -> ConversionResult:
@@ -131,15 +87,17 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
         raise_for(findings, request.strict)
         with Workshop(material, Path(scratch), progress) as workshop:
             schemes = _schemes(request, profile, material.source, workshop)
-            proof = _prove(request, material, post, workshop, progress, schemes)
+            proof = prove(request, material, post, workshop, progress, schemes)
             wanted = [v for v in proof.variants if v.name in proof.verdicts]
             errors = workshop.errors(next((v.scheme for v in wanted if v.scheme.name == "int8"), FLOAT))
             progress.step("timing")
             latency = _latency(material, proof.variants)
             progress.step("packing")
-            report = _report(request, output, material, post, findings, proof, errors, latency)
+            report = figure.report_figures(
+                request.profile, output, material, post, findings, proof, errors, latency
+            )
             if not proof.passed:
-                write_report(output, report, _pictures(material, proof))
+                write_report(output, report, figure.pictures(material, proof))
                 raise _refusal(proof, errors, output)
             goldens = _goldens(material, workshop, wanted)
             contents = _contents(output, profile, material, post, workshop, wanted, proof, goldens, report)
@@ -148,7 +106,7 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
     report["warnings"] += _dead_goldens(contents)
     if "hint" in report.get("edgetpu", {}):
         report["warnings"].append(report["edgetpu"]["hint"])
-    write_report(output, report, _pictures(material, proof))
+    write_report(output, report, figure.pictures(material, proof))
     return ConversionResult(output, report_path(output), version, report)
 
 
@@ -227,39 +185,6 @@ def _schemes(
     return schemes
 
 
-def _prove(
-    request: ConversionRequest,
-    material: Material,
-    post: Postprocessing,
-    workshop: Workshop,
-    progress: Progress,
-    schemes: Sequence[QuantizationScheme],
-) -> _Proof:
-    """Make the variants, judge them, and where allowed keep layers float until the gate opens."""
-
-    def attempt(schemes: Sequence[QuantizationScheme]) -> _Proof:
-        base = [] if material.source.tflite_path else [workshop.make(FLOAT)]
-        made = base + [v for v in map(workshop.make, schemes) if v not in base]
-        runners = [workshop.runner(variant) for variant in made]
-        samples = progress.track(material.evaluation(), len(material.division.evaluation), "judging")
-        labelled = bool(material.judging.task_hint)
-        evaluation = evaluate(
-            material.source, material.feed, runners, samples, post, material.dataset.labels, labelled
-        )
-        names = {scheme.label for scheme in schemes}
-        verdicts = {v.name: _verdict(request, evaluation, v.name) for v in made if v.name in names}
-        return _Proof(made, evaluation, verdicts)
-
-    proof = attempt(schemes)
-    if request.auto_keep_float and not proof.passed:
-        return keep_as_few_as_needed(proof, list(schemes), attempt, workshop)
-    return proof
-
-
-def _verdict(request: ConversionRequest, evaluation: Evaluation, name: str) -> Verdict:
-    return judge(name, evaluation, request.max_drop, request.seed)
-
-
 def _latency(material: Material, variants: Sequence[ConvertedVariant]) -> dict[str, Latency]:
     sample = next(material.evaluation())
     ways: dict[str, Callable[[], object]] = {}
@@ -284,7 +209,7 @@ def _contents(
     post: Postprocessing,
     workshop: Workshop,
     wanted: Sequence[ConvertedVariant],
-    proof: _Proof,
+    proof: Proof,
     goldens: Goldens,
     report: dict[str, Any],
 ) -> Contents:
@@ -316,7 +241,7 @@ def _contents(
     )
 
 
-def _provenance(material: Material, wanted: Sequence[ConvertedVariant], proof: _Proof) -> dict[str, Any]:
+def _provenance(material: Material, wanted: Sequence[ConvertedVariant], proof: Proof) -> dict[str, Any]:
     """Where the bundle comes from; no time, no path: the same inputs give the same bytes."""
     evaluation = proof.evaluation
     return {
@@ -333,50 +258,6 @@ def _provenance(material: Material, wanted: Sequence[ConvertedVariant], proof: _
     }
 
 
-def _report(
-    request: ConversionRequest,
-    output: Path,
-    material: Material,
-    post: Postprocessing,
-    findings: Sequence[Finding],
-    proof: _Proof,
-    errors: Sequence[LayerError],
-    latency: Mapping[str, Latency],
-) -> dict[str, Any]:
-    """Everything the report says; what was timed is only here, never in the bundle."""
-    names = [variant.name for variant in proof.variants]
-    declared = material.feed.declared
-    changed = [change for name in proof.verdicts for change in proof.evaluation.variants[name].changes]
-    samples = islice(material.calibration(), figure.HISTOGRAM_SAMPLES)
-    return {
-        "bundle": str(output),
-        "report": str(report_path(output)),
-        "page": str(page_path(output)),
-        "profile": request.profile,
-        "source": {**figure.source_figures(material.source), "bytes": _size(material.source.path)},
-        "preprocessing": asdict(declared) if declared else None,
-        "postprocessing": asdict(post),
-        "data": figure.data_figures(material),
-        "findings": figure.finding_figures(findings),
-        "evaluation": figure.evaluation_figures(proof.evaluation, proof.variants, proof.verdicts, latency),
-        "gate": {name: asdict(v) | {"drop": v.drop._asdict()} for name, v in proof.verdicts.items()},
-        "baselines": {name: asdict(one) for name, one in latency.items() if name not in names},
-        "layers": figure.layer_figures(errors),
-        "changed_pairs": figure.changed_pairs(changed, material.dataset.labels),
-        "calibration_histograms": figure.histograms(samples, material.feed),
-        "latency_reference": names[0],
-        "machine": figure.machine_figures(),
-        "tools": figure.tool_versions(),
-        "warnings": [f"{f.code} {f.message}. {f.remedy}" for f in findings if f.severity != "note"],
-    }
-
-
-def _size(path: Path) -> int:
-    if path.is_dir():
-        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    return path.stat().st_size if path.exists() else 0
-
-
 def _dead_goldens(contents: Contents) -> list[str]:
     return [
         f"{name}: the goldens cannot tell a device that answers the same for every input:"
@@ -386,28 +267,7 @@ def _dead_goldens(contents: Contents) -> list[str]:
     ]
 
 
-def _pictures(material: Material, proof: _Proof) -> list[tuple[str, bytes]]:
-    """Captions and pixels of samples on which a variant and the float model disagree."""
-    from edgeferry_converter.report import picture_bytes
-
-    labels = material.dataset.labels
-    if material.feed.declared is None or not labels:
-        return []
-
-    def name(index: int | None) -> str:
-        return labels[index] if index is not None and index < len(labels) else "?"
-
-    changes = [change for variant in proof.verdicts for change in proof.evaluation.variants[variant].changes]
-    pictures = []
-    for change in changes[:PICTURES_SHOWN]:
-        sample = material.judging.load(material.division.evaluation[change.number])
-        answers = f"float says {name(change.reference)}, variant {name(change.variant)}"
-        caption = f"{name(change.label)}: {answers}"
-        pictures.append((caption, picture_bytes(sample.frame)))
-    return pictures
-
-
-def _refusal(proof: _Proof, errors: Sequence[LayerError], output: Path) -> GateError:
+def _refusal(proof: Proof, errors: Sequence[LayerError], output: Path) -> GateError:
     reasons = [verdict.reason for verdict in proof.verdicts.values() if not verdict.passed]
     worst = [f"{e.layer} ({e.operation}, {e.steps:.1f} steps)" for e in errors[:3]]
     layers = f"; the layers that lose most: {', '.join(worst)}" if worst else ""

@@ -8,19 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from edgeferry_runtime.postprocessing import Postprocessing
 
 from edgeferry_converter.data.dataset import Sample
 from edgeferry_converter.data.finding import Finding
 from edgeferry_converter.evaluation import Change, Evaluation, Judgement
 from edgeferry_converter.feeding import Feed
 from edgeferry_converter.gate import Verdict
+from edgeferry_converter.latency import Latency
 from edgeferry_converter.loading.source import SourceModel
 from edgeferry_converter.material import Material
 from edgeferry_converter.metrics import Metric
+from edgeferry_converter.proving import Proof
 from edgeferry_converter.quantization import LayerError
+from edgeferry_converter.report import page_path, picture_bytes, report_path
 from edgeferry_converter.tflite_file import operations_by_type, operations_not_int8, read_model
 from edgeferry_converter.variants import ConvertedVariant
 
@@ -29,6 +35,8 @@ __all__ = [
     "data_figures",
     "evaluation_figures",
     "histograms",
+    "pictures",
+    "report_figures",
     "layer_figures",
     "machine_figures",
     "source_figures",
@@ -38,6 +46,7 @@ __all__ = [
 HISTOGRAM_BINS = 48
 HISTOGRAM_SAMPLES = 64
 PAIRS_SHOWN = 12
+PICTURES_SHOWN = 12
 TOOLS = ("edgeferry-converter", "tensorflow", "keras", "ai-edge-litert")
 
 
@@ -62,11 +71,73 @@ def data_figures(material: Material) -> dict[str, Any]:
     }
 
 
+def report_figures(
+    profile: str,
+    output: Path,
+    material: Material,
+    post: Postprocessing,
+    findings: Sequence[Finding],
+    proof: Proof,
+    errors: Sequence[LayerError],
+    latency: Mapping[str, Latency],
+) -> dict[str, Any]:
+    """Everything the report says; what was timed is only here, never in the bundle."""
+    names = [variant.name for variant in proof.variants]
+    declared = material.feed.declared
+    changed = [change for name in proof.verdicts for change in proof.evaluation.variants[name].changes]
+    samples = islice(material.calibration(), HISTOGRAM_SAMPLES)
+    return {
+        "bundle": str(output),
+        "report": str(report_path(output)),
+        "page": str(page_path(output)),
+        "profile": profile,
+        "source": {**source_figures(material.source), "bytes": _size(material.source.path)},
+        "preprocessing": asdict(declared) if declared else None,
+        "postprocessing": asdict(post),
+        "data": data_figures(material),
+        "findings": [{**asdict(finding), "examples": list(finding.examples)} for finding in findings],
+        "evaluation": evaluation_figures(proof.evaluation, proof.variants, proof.verdicts, latency),
+        "gate": {name: asdict(v) | {"drop": v.drop._asdict()} for name, v in proof.verdicts.items()},
+        "baselines": {name: asdict(one) for name, one in latency.items() if name not in names},
+        "layers": layer_figures(errors),
+        "changed_pairs": changed_pairs(changed, material.dataset.labels),
+        "calibration_histograms": histograms(samples, material.feed),
+        "latency_reference": names[0],
+        "machine": machine_figures(),
+        "tools": tool_versions(),
+        "warnings": [f"{f.code} {f.message}. {f.remedy}" for f in findings if f.severity != "note"],
+    }
+
+
+def pictures(material: Material, proof: Proof) -> list[tuple[str, bytes]]:
+    """Captions and PNG bytes of samples on which a variant and the float model disagree."""
+    labels = material.dataset.labels
+    if material.feed.declared is None or not labels:
+        return []
+
+    def name(index: int | None) -> str:
+        return labels[index] if index is not None and index < len(labels) else "?"
+
+    changes = [change for variant in proof.verdicts for change in proof.evaluation.variants[variant].changes]
+    found = []
+    for change in changes[:PICTURES_SHOWN]:
+        sample = material.judging.load(material.division.evaluation[change.number])
+        answers = f"float says {name(change.reference)}, variant {name(change.variant)}"
+        found.append((f"{name(change.label)}: {answers}", picture_bytes(sample.frame)))
+    return found
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size if path.exists() else 0
+
+
 def evaluation_figures(
     evaluation: Evaluation,
     variants: Sequence[ConvertedVariant],
     verdicts: Mapping[str, Verdict],
-    latency: Mapping[str, Any],
+    latency: Mapping[str, Latency],
 ) -> dict[str, Any]:
     """What the judging gave, for the float model and each variant."""
     reference = evaluation.reference
@@ -146,11 +217,6 @@ def histograms(samples: Iterable[Sample], feed: Feed) -> dict[str, Any]:
         counts, edges = np.histogram(np.concatenate(parts), bins=HISTOGRAM_BINS)
         found[name] = {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}
     return found
-
-
-def finding_figures(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """What the linter said."""
-    return [{**asdict(finding), "examples": list(finding.examples)} for finding in findings]
 
 
 def machine_figures() -> dict[str, str]:

@@ -130,6 +130,29 @@ def test_detection_is_judged_by_map(convert, keras, tmp_path):
         assert all(0 <= box["x"] <= 64 and 0 <= box["y"] <= 48 for box in found)
 
 
+def test_a_unet_keeps_its_parity(convert, keras, tmp_path):
+    """Random weights: skip connections, strides and transposed convolutions survive int8."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((32, 32, 3), name="image")
+    down1 = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    down2 = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(down1)
+    up = layers.Conv2DTranspose(8, 3, strides=2, padding="same", activation="relu")(down2)
+    joined = layers.BatchNormalization()(layers.Concatenate()([up, down1]))
+    keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax", name="mask")(joined)).save(
+        tmp_path / "unet.keras"
+    )
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(24):
+        small = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), cv2.resize(small, (40, 30)))
+    result = convert(tmp_path / "unet.keras", tmp_path / "images", task="raw")
+    assert result.figures["evaluation"]["variants"]["int8"]["agreement"] > 0.99
+    assert result.figures["evaluation"]["variants"]["int8"]["not_int8"] == []
+    assert check_here(str(result.bundle), None, None, None).ok
+
+
 def test_several_variants_in_order(convert, color_model, image_folders):
     result = convert(color_model, image_folders, schemes=("int8", "dynamic", "float16", "int16x8"))
     with Bundle.open(result.bundle) as bundle:
@@ -247,9 +270,12 @@ def test_inspect_tells_models_and_bundles(convert, color_model, image_folders, t
     found = json.loads(done.stdout)
     assert found["inputs"] == [{"name": "pixels", "shape": [None, 16, 16, 3], "dtype": "float32"}]
     assert found["outputs"][0]["name"] == "classes"
-    bundle = convert(color_model, image_folders).bundle
-    done = edgeferry("inspect", bundle)
+    result = convert(color_model, image_folders)
+    done = edgeferry("inspect", result.bundle)
     assert "made for       host" in done.stdout
+    assert "judged on 48 held-out samples" in done.stdout
+    result.report.write_text("{")
+    assert "cannot be read; convert again" in edgeferry("inspect", result.bundle).stdout
     done = edgeferry("inspect", tmp_path / "no.keras")
     assert done.returncode == 2
     assert "no such model" in done.stderr

@@ -426,7 +426,7 @@ def test_blocks_do_not_change_the_value(monkeypatch):
     worse = [(found[1:], true), (found[3:], true), (found[::2], true[1:])]
     both = mean_average_precision(*images), mean_average_precision(*worse)
     at_once = paired_drop(*both, seed=5)
-    monkeypatch.setattr("edgeferry_converter.metrics.BLOCK", 40)
+    monkeypatch.setattr("edgeferry_converter.metric.BLOCK", 40)
     in_blocks = paired_drop(*both, seed=5)
     assert in_blocks == at_once
 

@@ -14,7 +14,8 @@ from edgeferry_runtime.check import check_here
 def resnet8(keras, real_data, tmp_path_factory):
     import io
 
-    from edgeferry_converter.convert import ConversionRequest, convert
+    from edgeferry_converter.convert import convert
+    from edgeferry_converter.request import ConversionRequest
     from rich.console import Console
 
     output = tmp_path_factory.mktemp("resnet8") / "resnet8.ferry"
