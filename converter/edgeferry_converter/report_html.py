@@ -15,7 +15,7 @@ STYLE = """
   :root { --ink: #e8edf2; --soft: #9aa8b5; --line: #2c3640; --ground: #12171c; --card: #1a2128; --good: #43c98a;
           --bad: #f2705f; --blue: #6ea3ff; --warn: #e0a94a; } }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 70rem; padding: 2rem 1.2rem 4rem; background: var(--ground);
+body { margin: 0 auto; max-width: 80rem; padding: 2rem 1.2rem 4rem; background: var(--ground);
        color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
 p { margin: .3rem 0; color: var(--soft) }
@@ -23,7 +23,7 @@ p { margin: .3rem 0; color: var(--soft) }
 .verdict.bad { border-color: var(--bad) }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .35rem .7rem; white-space: nowrap; border-bottom: 1px solid var(--line) }
+th, td { text-align: right; padding: .35rem .5rem; white-space: nowrap; border-bottom: 1px solid var(--line) }
 .words td, .words th { text-align: left; white-space: normal; overflow-wrap: anywhere }
 th:first-child, td:first-child { text-align: left }
 th { color: var(--soft); font-weight: 500; font-size: .85rem }

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from edgeferry_runtime.errors import BundleError, IntegrityError, MemberError
-from edgeferry_runtime.manifest import MANIFEST_NAME, MAX_BYTES, FileEntry, Manifest, is_member_name
+from edgeferry_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, is_member_name
+from edgeferry_runtime.strict_json import MAX_BYTES
 
 if TYPE_CHECKING:
     from zipfile import ZipFile, ZipInfo

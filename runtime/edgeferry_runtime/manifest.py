@@ -17,6 +17,7 @@ from edgeferry_runtime.errors import ManifestError, SchemaError
 from edgeferry_runtime.fields import Fields
 from edgeferry_runtime.postprocessing import Postprocessing
 from edgeferry_runtime.preprocessing import Preprocessing
+from edgeferry_runtime.strict_json import REBUILD, parse_json
 
 __all__ = [
     "MANIFEST_NAME",
@@ -33,7 +34,6 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
-MAX_BYTES = 8 << 20  # a manifest is some ten KB; anything near this is not one
 
 DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
 # "int8-mixed" is int8 with some layers kept float, "dynamic" int8 weights with float arithmetic.
@@ -350,42 +350,11 @@ class Manifest:
         return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
-REBUILD = "Convert the model again, or copy the bundle again if it was damaged on the way."
-
-
 def content_version(value: dict[str, Any]) -> str:
     """SHA-256 in hex of a manifest's canonical JSON without its ``version`` field."""
     rest = {key: part for key, part in value.items() if key != "version"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def parse_json(data: bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN or Infinity, bounded size and depth.
-
-    Raises:
-        ManifestError: naming ``where`` and what is wrong.
-    """
-    if len(data) > MAX_BYTES:
-        raise ManifestError("{}: is {} bytes long, more than a manifest can be".format(where, len(data)), REBUILD)
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise ManifestError("{}: is nested too deeply to be a manifest".format(where), REBUILD) from None
-    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError and the two hooks
-        raise ManifestError("{}: is not valid JSON: {}".format(where, error), REBUILD) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError("duplicate key {!r}".format(next(key for key in keys if keys.count(key) > 1)))
-    return table
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError("{} is not a number".format(name))
 
 
 def _cross_check(manifest: Manifest) -> list[str]:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 from edgeferry_runtime.errors import ManifestError, SchemaError
-from edgeferry_runtime.manifest import Manifest, content_version, is_member_name, parse_json
+from edgeferry_runtime.manifest import Manifest, content_version, is_member_name
+from edgeferry_runtime.strict_json import parse_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -77,8 +77,8 @@ def save_model(keras, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 @pytest.fixture
 def convert(keras, tmp_path: Path):
     """Run a conversion in this process; keywords as in ConversionRequest, output in a fresh folder."""
-    from edgeferry_converter.request import ConversionRequest
     from edgeferry_converter.convert import convert as run
+    from edgeferry_converter.request import ConversionRequest
     from rich.console import Console
 
     folder = tmp_path / "out"

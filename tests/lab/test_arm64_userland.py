@@ -68,9 +68,9 @@ def userland(repository, tmp_path_factory) -> Path:
     )  # fmt: skip
     package = repository / "runtime" / "edgeferry_runtime"
     shutil.copytree(package, site / "edgeferry_runtime", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "work").mkdir()
+    (root / "opt" / "edgeferry").mkdir()
     for name in ("preprocessing_hashes.py", "preprocessing_hashes.json"):
-        shutil.copy(repository / "tests" / "contract" / name, root / "work")
+        shutil.copy(repository / "tests" / "contract" / name, root / "opt" / "edgeferry")
     yield root
     shutil.rmtree(root)
 
@@ -84,7 +84,7 @@ def run(userland: Path, *argv: str) -> subprocess.CompletedProcess:
 
 
 def test_the_same_bytes_of_preprocessing(userland):
-    done = run(userland, "/work/preprocessing_hashes.py", "--check")
+    done = run(userland, "/opt/edgeferry/preprocessing_hashes.py", "--check")
     print(done.stdout)
     assert "144 frames by numpy and OpenCV" in done.stdout, done.stderr
     assert "0 differ" in done.stdout
@@ -93,8 +93,8 @@ def test_the_same_bytes_of_preprocessing(userland):
 
 
 def check(userland: Path, bundle: Path) -> dict:
-    shutil.copy(bundle, userland / "work" / "x.ferry")
-    done = run(userland, "-m", "edgeferry_runtime", "check", "--bundle", "/work/x.ferry", "--json")
+    shutil.copy(bundle, userland / "opt" / "edgeferry" / "x.ferry")
+    done = run(userland, "-m", "edgeferry_runtime", "check", "--bundle", "/opt/edgeferry/x.ferry", "--json")
     report = json.loads(done.stdout)
     print(report)
     return report
@@ -122,9 +122,9 @@ def test_goldens_of_the_digits(userland, repository, tmp_path):
 
 
 def test_the_loop_runs(userland, bundle):
-    shutil.copy(bundle, userland / "work" / "x.ferry")
+    shutil.copy(bundle, userland / "opt" / "edgeferry" / "x.ferry")
     done = run(
-        userland, "-m", "edgeferry_runtime", "run", "--bundle", "/work/x.ferry",
+        userland, "-m", "edgeferry_runtime", "run", "--bundle", "/opt/edgeferry/x.ferry",
         "--source", "synthetic:64x48", "--sink", "jsonl:-", "--frames", "5",
     )  # fmt: skip
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1, 2, 3, 4], done.stderr
