@@ -36,6 +36,7 @@ from edgeferry_converter.progress import Progress
 from edgeferry_converter.proving import FLOAT, Proof, prove
 from edgeferry_converter.quantization import LayerError, QuantizationScheme
 from edgeferry_converter.report import page_path, report_path, write_report
+from edgeferry_converter.requantization import REQUANTIZATION_SCHEMES
 from edgeferry_converter.request import ConversionRequest
 from edgeferry_converter.task import decide_postprocessing
 from edgeferry_converter.variants import ConvertedVariant, VariantRunner
@@ -169,20 +170,36 @@ def _schemes(
         OptionError: a .tflite was to be quantised, or --keep-float does not fit.
     """
     if source.tflite_path is not None:
-        if request.schemes not in ((), (source.quantization,)):
-            raise OptionError(
-                f"{source.path}: is a {source.quantization} .tflite already and is packed as it is",
-                "Quantise from the Keras model or the SavedModel it was made of.",
-            )
-        return [workshop.ready_scheme()]
+        if request.schemes in ((), (source.quantization,)) and not request.keep_float:
+            return [workshop.ready_scheme()]
+        _check_requantizable(request, source)
     defaults = profile.quantization
     schemes = [
-        QuantizationScheme(name, defaults.input_dtype, defaults.output_dtype, defaults.dense)
+        FLOAT
+        if name == "float32"
+        else QuantizationScheme(name, defaults.input_dtype, defaults.output_dtype, defaults.dense)
         for name in request.schemes or (defaults.default,)
     ]
     if request.keep_float:
         schemes = [workshop.keep_float(s, request.keep_float) if s.name == "int8" else s for s in schemes]
     return schemes
+
+
+def _check_requantizable(request: ConversionRequest, source: SourceModel) -> None:
+    """A .tflite is quantised further only when it is float, and as a whole."""
+    if request.keep_float:
+        raise OptionError("--keep-float needs the layers of a Keras model or SavedModel", "Convert that one.")
+    if source.quantization != "float32":
+        raise OptionError(
+            f"{source.path}: is a {source.quantization} .tflite already and is packed as it is",
+            "Quantise from the float .tflite, the Keras model or the SavedModel it was made of.",
+        )
+    unknown = set(request.schemes) - {"float32", *REQUANTIZATION_SCHEMES}
+    if unknown:
+        raise OptionError(
+            f"{source.path}: a .tflite cannot be made {', '.join(sorted(unknown))}",
+            f"Take {', '.join(REQUANTIZATION_SCHEMES)}, or convert the model it was made of.",
+        )
 
 
 def _latency(material: Material, variants: Sequence[ConvertedVariant]) -> dict[str, Latency]:

@@ -57,7 +57,9 @@ def prove(
     """
 
     def attempt(schemes: Sequence[QuantizationScheme]) -> Proof:
-        base = [] if material.source.tflite_path else [workshop.make(FLOAT)]
+        # A ready file that is packed as it is has nothing to stand beside.
+        ready = material.source.tflite_path is not None and list(schemes) == [workshop.ready_scheme()]
+        base = [] if ready else [workshop.make(FLOAT)]
         made = base + [v for v in map(workshop.make, schemes) if v not in base]
         runners = [workshop.runner(variant) for variant in made]
         samples = progress.track(material.evaluation(), len(material.division.evaluation), "judging")

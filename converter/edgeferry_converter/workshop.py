@@ -16,6 +16,7 @@ from edgeferry_converter.errors import OptionError
 from edgeferry_converter.material import Material
 from edgeferry_converter.progress import Progress
 from edgeferry_converter.quantization import LayerError, QuantizationScheme, layer_errors, quantize
+from edgeferry_converter.requantization import requantize
 from edgeferry_converter.tflite_file import check_fit, per_channel_dense, read_model
 from edgeferry_converter.variants import ConvertedVariant, VariantRunner
 
@@ -100,9 +101,10 @@ class Workshop:
         return QuantizationScheme(source.quantization, model.inputs[0].dtype, model.outputs[0].dtype, dense)
 
     def _convert(self, scheme: QuantizationScheme) -> bytes:
-        ready = self._material.source.tflite_path
-        if ready is not None:
-            return ready.read_bytes()
+        source = self._material.source
+        if source.tflite_path is not None:
+            data = source.tflite_path.read_bytes()
+            return data if scheme.name == source.quantization else requantize(data, scheme, self._calibration())
         folder, signature = self._saved_model()
         return quantize(folder, signature, scheme, self._calibration)
 

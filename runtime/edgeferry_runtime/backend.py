@@ -183,7 +183,13 @@ class Interpreter:
         return specs, views
 
     def _view(self, detail: dict[str, Any], spec: TensorSpec) -> np.ndarray:
-        memory = self._interpreter.tensor(detail["index"])()
+        try:
+            memory = self._interpreter.tensor(detail["index"])()
+        except ValueError as error:  # a shape that is only known when the model runs has no memory yet
+            raise BackendError(
+                "{}: tensor {!r} has no memory: {}".format(self.model_path, spec.tensor, error),
+                "Convert the model again with every dimension fixed (batch 1).",
+            ) from None
         address, size = memory.ctypes.data, memory.nbytes
         # A view made by tensor() makes every invoke raise while it lives, one made from the bare address does
         # not.  The address stays: all shapes are fixed and tensors are never allocated again.

@@ -249,6 +249,22 @@ def test_saved_models_and_ready_files_convert_too(convert, keras, color_model, i
         convert(tmp_path / "ready.tflite", image_folders, schemes=("float16",))
 
 
+def test_a_float_file_is_quantised_further(convert, color_model, image_folders, tmp_path):
+    with Bundle.open(convert(color_model, image_folders, schemes=("float32",)).bundle) as bundle:
+        (tmp_path / "float.tflite").write_bytes(bundle.read("model-float32.tflite"))
+    result = convert(tmp_path / "float.tflite", image_folders, schemes=("int8", "float16"))
+    variants = result.figures["evaluation"]["variants"]
+    assert list(variants) == ["float32", "int8", "float16"]
+    assert variants["int8"]["metric"] == 1.0
+    assert variants["int8"]["not_int8"] == []
+    for name in ("int8", "float16"):
+        assert check_here(str(result.bundle), name, None, None).ok
+    with pytest.raises(OptionError, match="cannot be made int16x8"):
+        convert(tmp_path / "float.tflite", image_folders, schemes=("int16x8",))
+    with pytest.raises(OptionError, match="--keep-float needs"):
+        convert(tmp_path / "float.tflite", image_folders, schemes=("int8",), keep_float="x")
+
+
 def test_the_packed_model_is_described_in_the_standard_form(convert, color_model, image_folders):
     from edgeferry_converter.metadata import read_metadata
 

@@ -105,3 +105,18 @@ def test_a_kernel_that_fails_while_it_runs(tiny_int8, monkeypatch):
     monkeypatch.setattr(interpreter, "_interpreter", Failing())
     with pytest.raises(BackendError, match="Node number 3 failed"):
         interpreter.invoke()
+
+
+def test_a_tensor_without_memory_is_named(tiny_int8, monkeypatch):
+    interpreter = Interpreter(tiny_int8, threads=1)
+
+    class Shapeless:
+        def tensor(self, index):
+            def view():
+                raise ValueError("Tensor data is null. Run allocate_tensors() first")
+
+            return view
+
+    monkeypatch.setattr(interpreter, "_interpreter", Shapeless())
+    with pytest.raises(BackendError, match="has no memory: Tensor data is null"):
+        interpreter._view({"index": 0}, interpreter.inputs[0])
