@@ -14,7 +14,7 @@ from edgeferry_converter.data.dataset import Box, Sample
 from edgeferry_converter.errors import ConversionError
 from edgeferry_converter.feeding import Feed
 from edgeferry_converter.loading.source import SourceModel
-from edgeferry_converter.metrics import Metric, TrueBox, agreement_for, metric_for
+from edgeferry_converter.metrics import Metric, TrueBox, agreement_for, metrics_for
 from edgeferry_converter.variants import VariantRunner
 
 __all__ = ["Change", "Evaluation", "Judgement", "OutputError", "evaluate", "first_outputs", "scores_kind"]
@@ -68,12 +68,14 @@ class Judgement:
         agreement: with the float model.
         errors: by output name.
         changes: samples a classifier answers otherwise than the float model does.
+        others: further metrics of the task against the labels, top-5 for example, which decide nothing.
     """
 
     metric: Metric | None
     agreement: Metric
     errors: dict[str, OutputError] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    others: tuple[Metric, ...] = ()
 
 
 @dataclass
@@ -84,12 +86,14 @@ class Evaluation:
         reference: the float model's metric against the labels; None without labels.
         spans: largest |value| of each output of the float model, for judging float rounding.
         variants: by name.
+        others: the float model's further metrics.
     """
 
     reference: Metric | None
     samples: int = 0
     spans: dict[str, float] = field(default_factory=dict)
     variants: dict[str, Judgement] = field(default_factory=dict)
+    others: tuple[Metric, ...] = ()
 
 
 def evaluate(
@@ -114,12 +118,16 @@ def evaluate(
     size = (feed.declared.width, feed.declared.height) if feed.declared else None
     labelled = labelled and post.task != "raw"
 
-    def metric() -> Metric | None:
-        return metric_for(post, labels, size) if labelled else None
+    def metrics() -> tuple[Metric, ...]:
+        return metrics_for(post, labels, size) if labelled else ()
 
-    result = Evaluation(metric())
+    first = metrics()
+    result = Evaluation(first[0] if first else None, others=first[1:])
     for runner in runners:
-        result.variants[runner.variant.name] = Judgement(metric(), agreement_for(post))
+        own = metrics()
+        result.variants[runner.variant.name] = Judgement(
+            own[0] if own else None, agreement_for(post), others=own[1:]
+        )
     batch: list[tuple[Sample, Outputs, list[Outputs]]] = []
 
     def flush() -> None:
@@ -152,13 +160,15 @@ def _judge_batch(
         reference = {name: values[i : i + 1] for name, values in outputs.items()}
         result.samples += 1
         label, place = _truth(sample), feed.place(sample)
-        if result.reference is not None:
-            result.reference.add(reference, label, *place)
+        for metric in (result.reference, *result.others):
+            if metric is not None:
+                metric.add(reference, label, *place)
         for name, answer in zip(names, answers, strict=True):
             _check_finite(answer, f"variant {name}")
             judgement = result.variants[name]
-            if judgement.metric is not None:
-                judgement.metric.add(answer, label, *place)
+            for metric in (judgement.metric, *judgement.others):
+                if metric is not None:
+                    metric.add(answer, label, *place)
             judgement.agreement.add(answer, reference)
             if post.task == "classify":
                 _note_change(judgement, result.samples - 1, label, *(_best(o, post) for o in (reference, answer)))

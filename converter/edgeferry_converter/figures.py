@@ -146,6 +146,7 @@ def evaluation_figures(
         "metric": reference.name if reference else next(iter(evaluation.variants.values())).agreement.name,
         "reference": _value(reference),
         "keras_accuracy": _value(reference),
+        "others": {metric.name: metric.value() for metric in evaluation.others},
         "variants": {},
     }
     for variant in variants:
@@ -172,6 +173,7 @@ def judgement_figures(judgement: Judgement) -> dict[str, Any]:
     return {
         "metric": _value(judgement.metric),
         "accuracy": _value(judgement.metric),
+        "others": {metric.name: metric.value() for metric in judgement.others},
         "agreement": judgement.agreement.value(),
         "rms_error": max(error.rms for error in judgement.errors.values()),
         "max_error": max(error.largest for error in judgement.errors.values()),

@@ -93,7 +93,9 @@ def _verdicts(figures: dict[str, Any]) -> str:
 def _variants(figures: dict[str, Any]) -> str:
     evaluation = figures["evaluation"]
     size = f"{figures['source']['bytes']:,}"
-    rows = [["float model", number(evaluation["reference"]), "", "", "", size, "", "", ""]]
+    more = list(evaluation["others"])
+    others = [number(evaluation["others"][name]) for name in more]
+    rows = [["float model", number(evaluation["reference"]), *others, "", "", "", size, "", "", ""]]
     for name, v in evaluation["variants"].items():
         drop = v["drop"]
         interval = "" if drop is None else f"{drop['value']:+.4f} ({drop['low']:+.4f} to {drop['high']:+.4f})"
@@ -101,6 +103,7 @@ def _variants(figures: dict[str, Any]) -> str:
             [
                 escape(name) + ("" if v["in_bundle"] else " <small>(to compare)</small>"),
                 number(v["metric"]),
+                *(number(v["others"][name]) for name in more),
                 interval,
                 number(v["agreement"]),
                 f"{v['rms_error']:.3g}",
@@ -112,8 +115,8 @@ def _variants(figures: dict[str, Any]) -> str:
         )
     for name, latency in figures.get("baselines", {}).items():
         times = f"{latency['p50_ms']:.3f} / {latency['p90_ms']:.3f}"
-        rows.append([escape(name), "", "", "", "", "", "", times, f"x{latency['ratio']:.2f}"])
-    head = ["", evaluation["metric"], "drop (95 %)", "agreement", "rms error", "bytes", "zipped"]
+        rows.append([escape(name), "", *([""] * len(more)), "", "", "", "", "", times, f"x{latency['ratio']:.2f}"])
+    head = ["", evaluation["metric"], *more, "drop (95 %)", "agreement", "rms error", "bytes", "zipped"]
     head += ["p50 / p90 ms", "time"]
     note = "Times are this machine's, one thread, interleaved; ratios are against the float32 .tflite."
     return f"<h2>Variants</h2>{table(head, rows)}<p>{note}</p>"

@@ -27,6 +27,7 @@ def test_a_model_becomes_a_proven_bundle(convert, color_model, image_folders):
     int8 = figures["evaluation"]["variants"]["int8"]
     assert int8["accuracy"] == 1.0
     assert int8["agreement"] == 1.0
+    assert int8["others"] == {"top-5": 1.0}
     assert int8["latency"]["ratio"] > 0
     assert figures["evaluation"]["variants"]["float32"]["latency"]["ratio"] == 1.0
     # Twelve images to calibrate with are few, and that is all there is to say.

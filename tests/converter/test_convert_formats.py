@@ -281,6 +281,23 @@ def test_an_edge_tpu_profile_says_what_is_missing(convert, color_model, image_fo
     assert any("edgetpu_compiler -s -m 14" in warning for warning in result.figures["warnings"])
 
 
+def test_a_compiled_model_goes_before_its_twin(convert, color_model, image_folders, monkeypatch):
+    """What the compiler makes is a variant of its own, held to its twin's goldens, for boards that can run it."""
+    from edgeferry_runtime.model import choose_variant
+
+    made = (b"compiled", {"compiled": True, "mapped": {"CONV_2D": 1}, "on_cpu": {}, "unmapped": []})
+    monkeypatch.setattr("edgeferry_converter.convert.compile_for", lambda profile, name, model: made)
+    result = convert(color_model, image_folders, profile="coral-usb-rpi4")
+    with Bundle.open(result.bundle) as bundle:
+        manifest = bundle.manifest
+        assert bundle.read("model-edgetpu.tflite") == b"compiled"
+    assert [(v.name, v.delegate) for v in manifest.variants] == [("edgetpu", "edgetpu"), ("int8", "")]
+    assert manifest.variants[0].golden == manifest.variants[1].golden
+    assert choose_variant(manifest, ["ai-edge-litert"]).name == "int8"
+    assert choose_variant(manifest, ["ai-edge-litert"], ["edgetpu"]).name == "edgetpu"
+    assert "Edge TPU" in Path(result.figures["page"]).read_text()
+
+
 def test_inspect_tells_models_and_bundles(convert, color_model, image_folders, tmp_path):
     done = edgeferry("inspect", color_model, "--json")
     found = json.loads(done.stdout)
