@@ -27,7 +27,7 @@ from edgeferry_converter.metrics import Metric
 from edgeferry_converter.proving import Proof
 from edgeferry_converter.quantization import LayerError
 from edgeferry_converter.report import page_path, picture_bytes, report_path
-from edgeferry_converter.tflite_file import operations_by_type, operations_not_int8, read_model
+from edgeferry_converter.tflite_file import float_operations, operations_by_type, operations_not_int8, read_model
 from edgeferry_converter.variants import ConvertedVariant
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "pictures",
     "report_figures",
     "layer_figures",
+    "left_float",
     "machine_figures",
     "source_figures",
     "tool_versions",
@@ -105,7 +106,10 @@ def report_figures(
         "latency_reference": names[0],
         "machine": machine_figures(),
         "tools": tool_versions(),
-        "warnings": [f"{f.code} {f.message}. {f.remedy}" for f in findings if f.severity != "note"],
+        "warnings": [
+            *(f"{f.code} {f.message}. {f.remedy}" for f in findings if f.severity != "note"),
+            *(text for variant in proof.variants for text in left_float(variant)),
+        ],
     }
 
 
@@ -125,6 +129,16 @@ def pictures(material: Material, proof: Proof) -> list[tuple[str, bytes]]:
         answers = f"float says {name(change.reference)}, variant {name(change.variant)}"
         found.append((f"{name(change.label)}: {answers}", picture_bytes(sample.frame)))
     return found
+
+
+def left_float(variant: ConvertedVariant) -> list[str]:
+    """A warning for an int8 variant with float operations that nobody asked for."""
+    if variant.scheme.name != "int8" or variant.scheme.keep_float:
+        return []
+    names = [str(operation) for operation in float_operations(read_model(variant.path.read_bytes()))]
+    if not names:
+        return []
+    return [f"{variant.name}: stays float, since TensorFlow has no int8 form of it: {', '.join(names)}"]
 
 
 def _size(path: Path) -> int:

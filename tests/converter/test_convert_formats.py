@@ -177,6 +177,22 @@ def test_chosen_layers_stay_float(convert, color_model, image_folders):
         convert(color_model, image_folders, keep_float="(")
 
 
+def test_operations_left_float_are_named(repository):
+    from edgeferry_converter.figures import left_float
+    from edgeferry_converter.quantization import QuantizationScheme
+    from edgeferry_converter.variants import ConvertedVariant
+
+    def variant(scheme: QuantizationScheme, file: str) -> ConvertedVariant:
+        return ConvertedVariant(scheme, repository / "tests" / "contract" / "data" / file, 0)
+
+    (warning,) = left_float(variant(QuantizationScheme("int8"), "tiny_float32.tflite"))
+    assert "int8: stays float" in warning
+    assert "CONV_2D" in warning
+    assert left_float(variant(QuantizationScheme("int8"), "tiny_int8.tflite")) == []
+    assert left_float(variant(QuantizationScheme("float32"), "tiny_float32.tflite")) == []
+    assert left_float(variant(QuantizationScheme("int8", keep_float=("x",)), "tiny_float32.tflite")) == []
+
+
 @pytest.fixture
 def fragile_model(keras, tmp_path) -> Path:
     """A classifier that int8 ruins: one huge channel takes the scale, the others tell the classes."""
