@@ -11,7 +11,13 @@ __all__ = ["Sink"]
 
 
 class Sink:
-    """Base of all sinks; use as a context manager."""
+    """Base of all sinks; use as a context manager.
+
+    A sink is called from one thread of its own, in the order of the frames; it may be slow, it may not be wrong.
+    A sink that raises loses that result and is given the next one: it recovers by itself where it can.
+    """
+
+    uri = ""  # what it was opened with, for messages and the state file; open_sink sets it
 
     def write(self, frame: Frame, result: Result) -> None:
         """Take one result and the very frame it came from.

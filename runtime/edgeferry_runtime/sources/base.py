@@ -17,8 +17,8 @@ class Frame(NamedTuple):
     """One picture; whoever holds it owns it, no source writes into it again.
 
     Attributes:
-        pixels: uint8 [height, width, 3], or [height, width] when gray.
-        color: "bgr", "rgb" or "gray".
+        pixels: uint8, shaped as its format says.
+        color: pixel format, one of ``pixels.FORMATS``: "bgr", "rgb", "gray", "i420", "nv12" or "jpeg".
         number: counts from 0; a gap means that frames were dropped.
         captured_ns: when the source had it, ``time.monotonic_ns()``; a frame's age counts from here.
         name: where it came from (a file's name), "" for streams.
@@ -32,7 +32,18 @@ class Frame(NamedTuple):
 
 
 class FrameSource:
-    """Base of all sources; use as a context manager."""
+    """Base of all sources; use as a context manager.
+
+    Attributes:
+        live: frames happen whether or not anybody reads them: what is not read in time is dropped, and a frame
+            is worth less the older it is.  Files wait; every one of their frames counts.
+        dropped: frames that came and were never read, so far.
+        reopened: how often the source was lost and found again, so far.
+    """
+
+    live = False
+    dropped = 0
+    reopened = 0
 
     def read(self) -> Frame | None:
         """The next frame, or None at the end.
