@@ -1,4 +1,8 @@
-"""Feeding: a sample becomes the model's inputs, through the board's preprocessing where there is one."""
+"""Feeding: a sample becomes the model's inputs, through the board's preprocessing where there is one.
+
+Where the declaration takes a shortcut that depends on what a camera delivers (JPEG files decoded reduced, planes
+resized first), a sample's picture first becomes what that camera would have delivered.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,57 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from edgeferry_runtime import opencv
 from edgeferry_runtime.manifest import TensorSpec
+from edgeferry_runtime.pixels import PLANAR
 from edgeferry_runtime.preprocessing import Placement, Preprocessing
 from edgeferry_runtime.preprocessor import Preprocessor
 
 from edgeferry_converter.data.dataset import Sample
 from edgeferry_converter.errors import DataError
 
-__all__ = ["COLOR", "Feed", "FrameFeed", "TensorFeed"]
+__all__ = ["COLOR", "JPEG", "Feed", "Fed", "FrameFeed", "TensorFeed", "as_delivered", "delivered_format"]
 
 COLOR = "bgr"  # order of a sample's pixels, as OpenCV decodes
+JPEG = "jpeg"  # entry of a frame sample's inputs: uint8 [bytes], the file its pixels were decoded from, if a JPEG
+JPEG_QUALITY = 95  # of pictures that are no JPEG files; about what cameras' own encoders are set to
+
+Fed = tuple[np.ndarray, str]  # a frame as a source delivers it: pixels and their format
+
+
+def delivered_format(declared: Preprocessing) -> str:
+    """In which pixel format frames go through a declaration while a model is converted."""
+    if declared.decode == "reduced":
+        return "jpeg"
+    return "i420" if declared.planes == "resize-first" else COLOR
+
+
+def as_delivered(declared: Preprocessing, pixels: np.ndarray, encoded: np.ndarray | None = None) -> Fed:
+    """A picture as a camera would have delivered it, so that the declared shortcut has something to shorten.
+
+    Args:
+        pixels: uint8 [h, w, 3] BGR.
+        encoded: the JPEG file they were decoded from, uint8 [bytes]; None for any other picture.
+
+    Raises:
+        DataError: the picture has no planes.
+        DependencyError: a shortcut needs OpenCV, which is absent.
+    """
+    color = delivered_format(declared)
+    if color == COLOR:
+        return pixels, color
+    cv2 = opencv.load(f"preparing {color} frames")
+    if color == "jpeg":
+        if encoded is None:
+            _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        return np.asarray(encoded).reshape(-1), color
+    height, width = (side & ~1 for side in pixels.shape[:2])
+    if not height or not width:
+        raise DataError(
+            f"a picture of {pixels.shape[1]}x{pixels.shape[0]} pixels has no planes of half its size",
+            'Remove it, or take planes = "convert-first".',
+        )
+    return np.asarray(cv2.cvtColor(pixels[:height, :width], cv2.COLOR_BGR2YUV_I420)), color
 
 
 class Feed(ABC):
@@ -28,7 +73,13 @@ class Feed(ABC):
         if self.declared is None:
             return None, None
         height, width = sample.frame.shape[:2]
+        if delivered_format(self.declared) in PLANAR:
+            height, width = height & ~1, width & ~1
         return self.declared.placement(width, height), (width, height)
+
+    def delivered(self, sample: Sample) -> Fed:
+        """A sample's frame as a source on the board would deliver it: pixels and their format."""
+        return sample.frame, COLOR
 
     @abstractmethod
     def real(self, sample: Sample) -> dict[str, np.ndarray]:
@@ -48,9 +99,18 @@ class FrameFeed(Feed):
         self.name = name
         shape = (1, declared.height, declared.width, declared.channels)
         self._preprocessor = Preprocessor(declared, TensorSpec(name, name, shape, "float32", "NHWC"))
+        self._last: tuple[Sample, Fed] | None = None
+
+    def delivered(self, sample: Sample) -> Fed:
+        # The float model and every variant ask for the same sample in turn, and encoding takes its time.
+        if self._last is None or self._last[0] is not sample:
+            assert self.declared is not None  # noqa: S101 - given to __init__
+            fed = as_delivered(self.declared, sample.frame, sample.inputs.get(JPEG))
+            self._last = (sample, fed)
+        return self._last[1]
 
     def real(self, sample: Sample) -> dict[str, np.ndarray]:
-        return {self.name: self._preprocessor(sample.frame, COLOR).copy()}
+        return {self.name: self._preprocessor(*self.delivered(sample)).copy()}
 
 
 class TensorFeed(Feed):

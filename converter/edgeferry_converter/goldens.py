@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from edgeferry_runtime.golden import deviation, probe_frame, tensor_sha256
 from edgeferry_runtime.manifest import Tolerance
+from edgeferry_runtime.pixels import PLANAR
 from edgeferry_runtime.preprocessing import Preprocessing
 from edgeferry_runtime.resize import resize
 from edgeferry_runtime.tensors import resolution
 
 from edgeferry_converter.data.dataset import FRAME, Sample
 from edgeferry_converter.evaluation import Judgement, OutputError, first_outputs
-from edgeferry_converter.feeding import COLOR, Feed
+from edgeferry_converter.feeding import COLOR, Feed, delivered_format
 from edgeferry_converter.loading.source import SourceModel
 from edgeferry_converter.variants import VariantRunner
 
@@ -36,11 +37,12 @@ class Goldens:
     """Samples with everybody's answers.
 
     Attributes:
-        frames: uint8 [h, w, 3] BGR each; empty for a model without frames.
+        frames: as the board takes them, of format ``color``; empty for a model without frames.
         inputs: input name -> real numbers float32 [samples, ...]; empty for a model with frames.
         reference: output name -> the float model's, float32 [samples, ...].
         outputs: variant name -> output name -> its own, float32 [samples, ...].
         input_sha256: variant name -> hashes of its input tensors, the probe frame's last.
+        color: format of the frames, one of ``pixels.FORMATS``.
     """
 
     frames: tuple[np.ndarray, ...]
@@ -48,6 +50,7 @@ class Goldens:
     reference: Outputs
     outputs: dict[str, Outputs] = field(default_factory=dict)
     input_sha256: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    color: str = COLOR
 
     @property
     def count(self) -> int:
@@ -82,17 +85,18 @@ def choose_goldens(
     """
     chosen = list(samples)
     if feed.declared:
-        chosen = [replace(s, inputs={FRAME: _bounded(s.frame, feed.declared)}) for s in chosen]
-        frames, inputs = tuple(s.frame for s in chosen), {}
+        chosen = [_bounded(sample, feed.declared) for sample in chosen]
+        frames, inputs = tuple(feed.delivered(sample)[0] for sample in chosen), {}
     else:
         reals = [feed.real(sample) for sample in chosen]
         frames, inputs = (), {name: np.concatenate([real[name] for real in reals]) for name in reals[0]}
-    goldens = Goldens(frames, inputs, first_outputs(source, feed, chosen))
+    color = delivered_format(feed.declared) if feed.declared else COLOR
+    goldens = Goldens(frames, inputs, first_outputs(source, feed, chosen), color=color)
     for runner in runners:
         answers = [runner(sample) for sample in chosen]
         name = runner.variant.name
         goldens.outputs[name] = {key: np.concatenate([answer[key] for answer in answers]) for key in answers[0]}
-        goldens.input_sha256[name] = _input_hashes(runner, frames)
+        goldens.input_sha256[name] = _input_hashes(runner, frames, color)
     return goldens
 
 
@@ -146,18 +150,21 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _bounded(pixels: np.ndarray, declared: Preprocessing) -> np.ndarray:
+def _bounded(sample: Sample, declared: Preprocessing) -> Sample:
     """At most twice the model's input a side, aspect ratio kept."""
     limit = 2 * max(declared.width, declared.height)
-    height, width = pixels.shape[:2]
+    height, width = sample.frame.shape[:2]
     longest = max(height, width)
     if longest <= limit:
-        return pixels
-    size = (max(1, width * limit // longest), max(1, height * limit // longest))
-    return resize(pixels, *size, kernel="bilinear")
+        return sample
+    # Planes need two pixels a side.
+    size = (max(2, width * limit // longest), max(2, height * limit // longest))
+    return replace(sample, inputs={FRAME: resize(sample.frame, *size, kernel="bilinear")})
 
 
-def _input_hashes(runner: VariantRunner, frames: Sequence[np.ndarray]) -> tuple[str, ...]:
+def _input_hashes(runner: VariantRunner, frames: Sequence[np.ndarray], color: str) -> tuple[str, ...]:
     if runner.preprocessor is None or runner.preprocessor.declared.resize == "bilinear-fast":
         return ()  # bilinear-fast is declared to differ by up to one level between builds of OpenCV
-    return tuple(tensor_sha256(runner.preprocessor(pixels, COLOR)) for pixels in (*frames, probe_frame()))
+    probe = color if color in PLANAR else COLOR
+    fed = [*((pixels, color) for pixels in frames), (probe_frame(probe), probe)]
+    return tuple(tensor_sha256(runner.preprocessor(*one)) for one in fed)

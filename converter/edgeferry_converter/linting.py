@@ -12,7 +12,7 @@ from edgeferry_runtime.preprocessor import Preprocessor
 from edgeferry_runtime.tasks.classify import class_scores
 
 from edgeferry_converter.data.lint import Finding, Judge, lint
-from edgeferry_converter.feeding import COLOR
+from edgeferry_converter.feeding import as_delivered
 from edgeferry_converter.loading.source import SourceModel
 from edgeferry_converter.material import Material
 
@@ -38,7 +38,7 @@ def judge_for(source: SourceModel, post: Postprocessing) -> Judge:
     def judge(declared: Preprocessing, frames: Sequence[np.ndarray]) -> np.ndarray:
         shape = (1, declared.height, declared.width, declared.channels)
         preprocessor = Preprocessor(declared, TensorSpec(name, name, shape, "float32", "NHWC"))
-        batch = np.concatenate([preprocessor(frame, COLOR).copy() for frame in frames])
+        batch = np.concatenate([preprocessor(*as_delivered(declared, frame)).copy() for frame in frames])
         return class_scores(source.predict({name: batch})[output], post.scores)
 
     return judge

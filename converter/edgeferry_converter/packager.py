@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from edgeferry_runtime.bundle import file_entry, write_bundle
 from edgeferry_runtime.manifest import BACKENDS, Golden, Manifest, Requires, Tolerance, Variant
 from edgeferry_runtime.postprocessing import Postprocessing
@@ -64,8 +65,10 @@ def pack(path: Path, contents: Contents) -> str:
     if contents.labels:
         members[LABELS] = ("\n".join(contents.labels) + "\n").encode()
     goldens = contents.goldens
-    frames = tuple(f"golden/frame-{i:02d}.npy" for i in range(len(goldens.frames)))
-    members |= {name: npy_bytes(pixels) for name, pixels in zip(frames, goldens.frames, strict=True)}
+    # A JPEG stays the file it is: the board decodes it itself.
+    ending, stored = ("jpg", np.ndarray.tobytes) if goldens.color == "jpeg" else ("npy", npy_bytes)
+    frames = tuple(f"golden/frame-{i:02d}.{ending}" for i in range(len(goldens.frames)))
+    members |= {name: stored(pixels) for name, pixels in zip(frames, goldens.frames, strict=True)}
     inputs = _stack("input", goldens.inputs, members)
     reference = _stack("reference", goldens.reference, members)
     variants = [_variant(contents, runner, members) for runner in contents.runners]
@@ -81,7 +84,7 @@ def pack(path: Path, contents: Contents) -> str:
         preprocessing=contents.preprocessing,
         postprocessing=replace(contents.postprocessing, labels=LABELS if contents.labels else ""),
         variants=tuple(variants),
-        golden=Golden(goldens.count, "bgr", frames, inputs, reference),
+        golden=Golden(goldens.count, goldens.color, frames, inputs, reference),
         files={name: file_entry(data) for name, data in members.items()},
         provenance=contents.provenance,
     )

@@ -1,8 +1,12 @@
-"""What ``--preprocess`` means: a preset's name, or a TOML or JSON file that declares it key by key."""
+"""What ``--preprocess`` means: a preset's name or a TOML or JSON file, and after it single keys.
+
+--preprocess tf        --preprocess camera.toml        --preprocess tf,geometry=letterbox,decode=reduced
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,18 +27,20 @@ def read_preprocessing(option: str | None, height: int | None, width: int | None
     """The preprocessing to declare in the bundle.
 
     Args:
-        option: a preset's name, a file, or None for the default preset.
+        option: a preset's name or a file, then ",key=value" for each key that differs from it; the name may be
+            left out.  None for the default preset.
         height, width: of the model's input; None where the model takes any size.
         channels: of the model's input, 1 or 3.
 
     Raises:
-        OptionError: no such preset or file, or the file breaks the contract; every problem listed.
+        OptionError: no such preset or file, or what it declares breaks the contract; every problem listed.
     """
-    name = option or DEFAULT_PRESET
+    name, keys = _split(option or DEFAULT_PRESET)
     if name in PRESETS:
         where, declared = f"preset {name}", {"preset": name}
     else:
         where, declared = name, _read_file(name)
+    declared |= keys
     preset = declared.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise OptionError(
@@ -64,6 +70,37 @@ def read_preprocessing(option: str | None, height: int | None, width: int | None
             "The keys are explained in docs/preprocessing.md.",
         )
     return result
+
+
+def _split(option: str) -> tuple[str, dict[str, Any]]:
+    """The preset's or file's name, and the keys after it.
+
+    Raises:
+        OptionError: something between two commas is no key=value.
+    """
+    # A comma may stand in a file's name, and between brackets: mean=[1, 2, 3].
+    if Path(option).is_file():
+        return option, {}
+    first, *rest = re.split(r",(?![^\[]*\])", option)
+    parts = [first, *rest] if "=" in first else rest
+    keys = {}
+    for part in parts:
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise OptionError(
+                f"--preprocess {option!r}: {part!r} is no key=value",
+                "Write a preset or a file, then for example ,geometry=letterbox,decode=reduced",
+            )
+        keys[key.strip()] = _value(text.strip())
+    return DEFAULT_PRESET if "=" in first else first, keys
+
+
+def _value(text: str) -> Any:
+    """A value as TOML has it; a bare word is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _read_file(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from edgeferry_runtime.preprocessor import Preprocessor
 from edgeferry_runtime.tensors import dequantize, quantize
 
 from edgeferry_converter.data.dataset import Sample
-from edgeferry_converter.feeding import COLOR, Feed
+from edgeferry_converter.feeding import Feed
 from edgeferry_converter.quantization import QuantizationScheme
 
 __all__ = ["ConvertedVariant", "VariantRunner"]
@@ -60,7 +60,7 @@ class VariantRunner:
     def __call__(self, sample: Sample) -> dict[str, np.ndarray]:
         """All outputs for one sample, in real numbers: float32 [1, ...] by name."""
         if self.preprocessor is not None:
-            self.preprocessor(sample.frame, COLOR, out=next(iter(self._memory.values())))
+            self.preprocessor(*self._feed.delivered(sample), out=next(iter(self._memory.values())))
         else:
             real = self._feed.real(sample)
             for spec in self.inputs:

@@ -17,8 +17,18 @@ from edgeferry_runtime.bundle import Bundle
 from edgeferry_runtime.errors import MemberError
 from edgeferry_runtime.manifest import Tolerance
 from edgeferry_runtime.model import Model
+from edgeferry_runtime.pixels import PLANAR
 
-__all__ = ["GoldenReport", "OutputDeviation", "deviation", "load_array", "probe_frame", "replay", "tensor_sha256"]
+__all__ = [
+    "GoldenReport",
+    "OutputDeviation",
+    "deviation",
+    "load_array",
+    "load_frame",
+    "probe_frame",
+    "replay",
+    "tensor_sha256",
+]
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def replay(model: Model) -> GoldenReport:
     tensors = {name: load_array(model.bundle, member) for name, member in golden.inputs.items()}
     for i in range(golden.count):
         if model.preprocessor is not None:
-            model.preprocess(load_array(model.bundle, golden.frames[i]), golden.color)
+            model.preprocess(load_frame(model.bundle, golden.frames[i], golden.color), golden.color)
             if hashes[i] not in (None, _input_sha256(model)):
                 differs.append(i)
         else:
@@ -117,7 +127,8 @@ def replay(model: Model) -> GoldenReport:
         for name, output in model.outputs().items():
             results[name].append(output)
     if model.preprocessor is not None:
-        model.preprocess(probe_frame(), "bgr")
+        color = golden.color if golden.color in PLANAR else "bgr"
+        model.preprocess(probe_frame(color), color)
         if hashes[-1] not in (None, _input_sha256(model)):
             differs.append(len(golden.frames))
     outputs = []
@@ -146,14 +157,21 @@ def _input_sha256(model: Model) -> str:
     return tensor_sha256(next(iter(model.inputs.values())))
 
 
-def probe_frame() -> np.ndarray:
-    """A 640x480 BGR frame of hash noise, the same on every machine; uint8 [480, 640, 3].
+def probe_frame(color: str = "bgr") -> np.ndarray:
+    """A 640x480 frame of hash noise, the same on every machine.
 
     Golden frames may already have the model's size; this one always goes through the resize.
+
+    Args:
+        color: "bgr", or "i420" or "nv12" where the golden frames are such planes.
+
+    Returns:
+        uint8 [480, 640, 3], or [720, 640] for planes.
     """
-    index = np.arange(480 * 640 * 3, dtype=np.uint32)
+    shape = (720, 640) if color in PLANAR else (480, 640, 3)
+    index = np.arange(np.prod(shape), dtype=np.uint32)
     noise = index * np.uint32(2654435761)  # Knuth's multiplicative hash, wrapping at 32 bits
-    return (noise >> np.uint32(13)).astype(np.uint8).reshape(480, 640, 3)
+    return (noise >> np.uint32(13)).astype(np.uint8).reshape(shape)
 
 
 def tensor_sha256(tensor: np.ndarray) -> str:
@@ -189,6 +207,19 @@ def load_array(bundle: Bundle, member: str) -> np.ndarray:
     if not isinstance(array, np.ndarray):  # np.load also opens .npz
         raise MemberError("{}: {} is no single array".format(bundle.path, member), "Convert the model again.")
     return array
+
+
+def load_frame(bundle: Bundle, member: str, color: str) -> np.ndarray:
+    """A golden frame: uint8, of the shape that ``pixels.FORMATS`` gives for ``color``.
+
+    A JPEG is the member's own bytes, so that the device itself decodes it; any other frame is an .npy file.
+
+    Raises:
+        MemberError: it is no plain array.
+    """
+    if color == "jpeg":
+        return np.frombuffer(bundle.read(member), np.uint8)
+    return load_array(bundle, member)
 
 
 def _number(value: float) -> float | None:

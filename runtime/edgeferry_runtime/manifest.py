@@ -36,6 +36,8 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 
 DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
+# The formats of pixels.FORMATS, which cannot be imported here: reading a manifest needs no numpy.
+GOLDEN_COLORS = ("bgr", "rgb", "gray", "i420", "nv12", "jpeg")
 # "int8-mixed" is int8 with some layers kept float, "dynamic" int8 weights with float arithmetic.
 SCHEMES = ("int8", "int8-mixed", "int16x8", "dynamic", "float16", "float32")
 BACKENDS = ("ai-edge-litert", "tflite-runtime")
@@ -161,7 +163,7 @@ class Variant:
         golden: output name -> member with this variant's outputs for all golden frames.
         tolerance: output name -> tolerance of its golden outputs.
         input_sha256: of the input tensor that each golden frame becomes, then of the one that
-            ``golden.probe_frame()`` becomes: preprocessing must give the same bytes on every device.  Empty
+            ``golden.probe_frame`` becomes: preprocessing must give the same bytes on every device.  Empty
             where the declared kernel promises less.
     """
 
@@ -211,8 +213,8 @@ class Golden:
 
     Attributes:
         count: how many there are.
-        color: colour order of the stored frames, "bgr" or "rgb" or "gray".
-        frames: members, one uint8 array [height, width, 3] (or [height, width]) each, as .npy files.
+        color: format of the stored frames, one of ``pixels.FORMATS``.
+        frames: members: of format "jpeg" a JPEG file each, else a uint8 array of the format's shape as .npy file.
         inputs: input name -> member with real numbers [count, ...], for models without preprocessing.
         reference: output name -> member with the float model's outputs, float32 [count, ...].
     """
@@ -227,7 +229,7 @@ class Golden:
     def read(cls, fields: Fields) -> Golden:
         golden = cls(
             count=fields.integer("count", minimum=8, maximum=1024),
-            color=fields.choice("color", ("bgr", "rgb", "gray"), default="bgr"),
+            color=fields.choice("color", GOLDEN_COLORS, default="bgr"),
             frames=fields.texts("frames"),
             inputs=fields.texts_by_name("inputs"),
             reference=fields.texts_by_name("reference"),

@@ -14,13 +14,16 @@ from typing import NamedTuple
 from edgeferry_runtime.errors import FrameError
 from edgeferry_runtime.fields import Fields
 
-__all__ = ["COLORS", "GEOMETRIES", "KERNELS", "PRESETS", "Placement", "Preprocessing"]
+__all__ = ["COLORS", "DECODES", "GEOMETRIES", "KERNELS", "PLANES", "PRESETS", "Placement", "Preprocessing"]
 
 COLORS = ("rgb", "bgr", "gray")
 GEOMETRIES = ("stretch", "letterbox", "center-crop")
 # "bilinear" is OpenCV's INTER_LINEAR_EXACT, the same bytes on every architecture and version;
 # "bilinear-fast" is INTER_LINEAR, which differs between builds, by at most one level.
 KERNELS = ("bilinear", "bilinear-fast", "nearest")
+DECODES = ("full", "reduced")
+PLANES = ("convert-first", "resize-first")
+REDUCTIONS = (8, 4, 2)  # by which JPEG decoders make a picture smaller for less than the price of the whole
 
 # Keras' preprocess_input modes (keras.applications.imagenet_utils) and the two everybody writes by hand.
 PRESETS: dict[str, dict[str, object]] = {
@@ -62,7 +65,11 @@ class Preprocessing:
         scale, mean, std: ``(pixel * scale - mean) / std``; mean and std have one value, or one a channel in
             the order of ``color``.
         layout: "NHWC".
-        decode: "full": pictures are decoded at their full size.
+        decode: of JPEG frames.  "full": at their full size; "reduced": at the largest :meth:`reduction`, in gray
+            where ``color`` is gray.
+        planes: of i420 and nv12 frames.  "convert-first": the whole picture becomes colours (BT.601, limited
+            range), then is resized; "resize-first": each plane is resized, then the small picture is converted
+            (for gray: the Y plane alone, spread to full range).  Placements then have even numbers only.
     """
 
     width: int
@@ -76,6 +83,7 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     layout: str = "NHWC"
     decode: str = "full"
+    planes: str = "convert-first"
 
     @property
     def channels(self) -> int:
@@ -94,7 +102,8 @@ class Preprocessing:
             mean=fields.numbers("mean", default=(0.0,)),
             std=fields.numbers("std", default=(1.0,)),
             layout=fields.choice("layout", ("NHWC",), default="NHWC"),
-            decode=fields.choice("decode", ("full",), default="full"),
+            decode=fields.choice("decode", DECODES, default="full"),
+            planes=fields.choice("planes", PLANES, default="convert-first"),
         )
         for key, values in (("mean", declared.mean), ("std", declared.std)):
             if len(values) not in (1, declared.channels):
@@ -104,6 +113,13 @@ class Preprocessing:
             fields.problem("scale", "is 0: every pixel would become the same number")
         if any(value <= 0 for value in declared.std):
             fields.problem("std", "must be greater than 0")
+        if declared.planes == "resize-first":
+            for key, side in (("width", declared.width), ("height", declared.height)):
+                if side % 2:
+                    fields.problem(key, "is {}, must be even where planes are resized first".format(side))
+            if declared.decode == "reduced":
+                # A model is judged on what its board sees: pictures become JPEG files or planes, not both.
+                fields.problem("planes", '"resize-first" and decode "reduced" exclude each other')
         return declared
 
     def placement(self, width: int, height: int) -> Placement:
@@ -117,6 +133,22 @@ class Preprocessing:
                 "a frame of {}x{} pixels cannot be preprocessed".format(width, height),
                 "Sides may be 1 to {} pixels long.".format(MAX_SIDE),
             )
+        placement = self._place(width, height)
+        return placement if self.planes == "convert-first" else _evened(placement, width, height)
+
+    def reduction(self, width: int, height: int) -> int:
+        """By how much a JPEG of ``width`` x ``height`` is made smaller while it is decoded: 1, 2, 4 or 8.
+
+        The largest at which what is cut out of the frame still has as many pixels as it is resized to.
+        """
+        placement = self.placement(width, height)
+        if self.decode == "reduced":
+            for by in REDUCTIONS:
+                if all(cut // by >= side for cut, side in zip(placement.crop[2:], placement.size)):
+                    return by
+        return 1
+
+    def _place(self, width: int, height: int) -> Placement:
         wider = width * self.height >= height * self.width
         if self.geometry == "letterbox":
             if wider:
@@ -134,6 +166,14 @@ class Preprocessing:
                 cut = min(height, max(1, _divide(width * self.height, self.width)))
                 crop = (0, (height - cut) // 2, width, cut)
         return Placement(crop, (self.width, self.height), (0, 0))
+
+
+def _evened(placement: Placement, width: int, height: int) -> Placement:
+    """A placement whose numbers are even, so that planes of half the size have whole ones, rounded down."""
+    (x, y, cut_width, cut_height), size, offset = placement
+    # A frame one pixel wide stays so: it has no planes.
+    crop = (x & ~1, y & ~1, min(width, max(2, cut_width & ~1)), min(height, max(2, cut_height & ~1)))
+    return Placement(crop, (max(2, size[0] & ~1), max(2, size[1] & ~1)), (offset[0] & ~1, offset[1] & ~1))
 
 
 def _divide(numerator: int, denominator: int) -> int:

@@ -1,65 +1,53 @@
 """Frames into tensors, the same bytes on a workstation and on a board.
 
-numpy is the definition; OpenCV resizes and reorders faster where it is installed, and the tests hold the two
-equal bit by bit.  What happens to a pixel's level is a table of 256 entries a channel, computed once; a shorter
-way (copy, exclusive or, multiply) is taken only after it gave the whole table.
+numpy is the definition; OpenCV resizes and converts faster where it is installed, and the tests hold the two
+equal bit by bit.  What is done to a frame is a short list of steps, worked out once for each format and size; with
+OpenCV each step writes into memory that was taken then, the last one into the tensor itself where its bytes allow.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+import time
 
 import numpy as np
 
 from edgeferry_runtime import opencv
 from edgeferry_runtime.errors import FrameError
+from edgeferry_runtime.levels import Way, level_table, level_way
 from edgeferry_runtime.manifest import TensorSpec
-from edgeferry_runtime.preprocessing import COLORS, Placement, Preprocessing
-from edgeferry_runtime.resize import resize
-from edgeferry_runtime.tensors import quantize
+from edgeferry_runtime.pixels import PLANAR, check_frame, decode_jpeg, frame_size, jpeg_size
+from edgeferry_runtime.preprocessing import Placement, Preprocessing
+from edgeferry_runtime.steps import Stage, Step, numpy_stage, opencv_stage, steps_for
 
-__all__ = ["Preprocessor", "level_table", "to_gray"]
+__all__ = ["Preprocessor"]
 
-_LEVELS = np.arange(256, dtype=np.uint8)
+MAX_PLANS = 16  # a folder of pictures may have no two of one size
+_UINT8 = np.dtype(np.uint8)
 
 
-def level_table(declared: Preprocessing, spec: TensorSpec) -> np.ndarray:
-    """What each of a pixel's 256 levels becomes: [256, channels] in the tensor's dtype.
+class _Plan:
+    """What one format and size of frame needs.
 
-    The arithmetic is single precision, one rounded step after the other:
-    ``(level * scale - mean) / std``; a quantised tensor's scale and zero point follow in double precision.
+    Attributes:
+        placement, frame_size: of the frame.
+        steps: what is done.
+        buffers: what each step writes into; None where that is the tensor, or where there is nothing to write.
+        words: steps for people.
     """
-    levels = np.repeat(_LEVELS[:, None], declared.channels, axis=1).astype(np.float32)
-    scale, mean, std = _constants(declared)
-    real = (levels * scale - mean) / std
-    return quantize(real, spec)
 
-
-def to_gray(pixels: np.ndarray, color: str) -> np.ndarray:
-    """Luma of a colour picture, uint8 [h, w, 3] to [h, w].
-
-    ITU-R BT.601 weights with 15 fractional bits, rounded half up: OpenCV's integer arithmetic
-    (modules/imgproc/src/color_rgb.simd.hpp), equal to it for all 2^24 colours.
-    """
-    red, blue = (0, 2) if color == "rgb" else (2, 0)
-    wide = pixels.astype(np.uint32)
-    luma = wide[..., red] * 9798 + wide[..., 1] * 19235 + wide[..., blue] * 3735
-    return ((luma + (1 << 14)) >> 15).astype(np.uint8)
-
-
-class _Plan(NamedTuple):
-    """What one size and colour order of frame needs, worked out once."""
-
-    placement: Placement
-    canvas: np.ndarray  # [H, W, c] in the frame's own colours, padding already in it
-    target: np.ndarray  # the part of canvas that the frame's pixels fill
+    def __init__(self, placement: Placement, frame: tuple[int, int], steps: list[Step], words: str) -> None:
+        self.placement = placement
+        self.frame_size = frame
+        self.steps = steps
+        self.words = words
+        self.buffers: list[np.ndarray | None] = [None] * len(steps)
 
 
 class Preprocessor:
-    """Carries out a :class:`Preprocessing` for one input tensor.
+    """Carries out a :class:`Preprocessing` for one input tensor; for one thread at a time.
 
-    Buffers are made once for each size of frame and used again, so results must be used (or copied) before the
-    next call unless ``out`` is given.
+    Memory is taken once for each format and size of frame and used again: with OpenCV no frame but a JPEG costs an
+    allocation.  Results must be used (or copied) before the next call unless ``out`` is given.
 
     Args:
         declared: what the bundle asks for.
@@ -67,8 +55,10 @@ class Preprocessor:
         use_opencv: None takes OpenCV where it is installed; both give the same bytes.
 
     Attributes:
-        path: how it is done, in words, for ``edgeferry-run info``.
+        path: how the last frame was done, in words, for ``edgeferry-run info``.
         placement: where the last frame's pixels went; boxes and masks are mapped back with it.
+        frame_size: (width, height) of the last frame, of a JPEG at its full size; None before the first.
+        decoded_ns: ``time.monotonic_ns()`` when the last frame, a JPEG, was decoded; 0 for raw frames.
 
     Raises:
         FrameError: declaration and tensor do not fit each other.
@@ -88,151 +78,159 @@ class Preprocessor:
         self._cv2 = (
             opencv.load("preprocessing") if use_opencv or (use_opencv is None and opencv.available()) else None
         )
-        self._dtype = np.dtype(spec.dtype)
-        self._out = np.empty(shape, self._dtype)
-        self._plans: dict[tuple[tuple[int, ...], str], _Plan] = {}
+        self._way: Way = level_way(declared, spec, self._cv2)
+        self._pad = level_table(declared, spec)[declared.pad_value]
+        if self._way.bytewise:
+            self._pad = self._pad.view(np.uint8)
+        self._own = np.empty(shape, spec.dtype)
+        self._plans: dict[tuple[object, ...], _Plan] = {}
+        # The last frame's plan, tied to the memory it wrote to.
+        self._key: tuple[object, ...] = ()
+        self._tensor: np.ndarray | None = None
+        self._plan: _Plan
+        self._stages: list[Stage] = []
+        self._pads: list[tuple[np.ndarray, np.ndarray]] = []
         self.placement: Placement | None = None
-        self._map, way = _level_mapping(declared, spec, self._cv2)
-        self.path = "{} {} {}, {}, {}".format(
-            "OpenCV" if self._cv2 else "numpy", declared.resize, declared.geometry, declared.color, way
-        )
+        self.frame_size: tuple[int, int] | None = None
+        self.decoded_ns = 0
+        self.path = self._words("")
 
     def __call__(self, pixels: np.ndarray, color: str, out: np.ndarray | None = None) -> np.ndarray:
         """One frame as the model's input.
 
         Args:
-            pixels: uint8 [h, w, 3] or, for gray, [h, w].
-            color: order of its channels, "bgr", "rgb" or "gray".
-            out: where to write, of the tensor's shape and dtype (the interpreter's own memory, say).
+            pixels: uint8, of the shape that ``pixels.FORMATS`` gives for ``color``.
+            color: its format, one of ``pixels.FORMATS``.
+            out: where to write, contiguous, of the tensor's shape and dtype (the interpreter's own memory, say).
 
         Returns:
-            ``out``, or a buffer that the next call overwrites.
+            ``out``, or memory that the next call overwrites.
 
         Raises:
-            FrameError: the pixels are no frame.
+            FrameError: the pixels are no frame of that format.
+            DependencyError: a JPEG, and OpenCV is absent.
         """
-        plan = self._plan(pixels, color)
-        self.placement = plan.placement
-        self._place(pixels, plan)
-        tensor = self._out if out is None else out
-        self._map(self._recolor(plan.canvas, color), tensor[0])
+        full = None
+        if color == "jpeg":
+            pixels, color, full = self._decode(pixels)
+        else:
+            self.decoded_ns = 0
+        tensor = self._own if out is None else out
+        key = (color, pixels.shape, full)
+        if key != self._key or tensor is not self._tensor:
+            self._prepare(pixels, color, full, key, tensor)
+        elif pixels.dtype != _UINT8:
+            check_frame(pixels, color)
+        for block, values in self._pads:
+            np.copyto(block, values)
+        for stage in self._stages:
+            pixels = stage(pixels)
+        self.placement = self._plan.placement
+        self.frame_size = self._plan.frame_size
         return tensor
 
-    def _plan(self, pixels: np.ndarray, color: str) -> _Plan:
-        key = (pixels.shape, color)
+    def _decode(self, data: np.ndarray) -> tuple[np.ndarray, str, tuple[int, int]]:
+        """A JPEG's pixels, their format, and the (width, height) it has at its full size."""
+        check_frame(data, "jpeg")
+        if self.declared.decode == "full":
+            pixels = decode_jpeg(data)
+            color, full = "bgr", frame_size(pixels, "bgr")
+        else:
+            full = jpeg_size(data)
+            color = "gray" if self.declared.color == "gray" else "bgr"
+            by = self.declared.reduction(*full)
+            pixels = decode_jpeg(data, by, gray=color == "gray")
+            if frame_size(pixels, color) != tuple(-(-side // by) for side in full):
+                raise FrameError(
+                    "a JPEG of {}x{} pixels, decoded at 1/{}, came out as {}x{}".format(
+                        *full, by, *frame_size(pixels, color)
+                    ),
+                    'Save the picture again, or convert the model with decode = "full".',
+                )
+        self.decoded_ns = time.monotonic_ns()
+        return pixels, color, full
+
+    def _prepare(
+        self,
+        pixels: np.ndarray,
+        color: str,
+        full: tuple[int, int] | None,
+        key: tuple[object, ...],
+        tensor: np.ndarray,
+    ) -> None:
+        """Find or make the plan, and tie it to the tensor's memory."""
+        check_frame(pixels, color)
         plan = self._plans.get(key)
-        if pixels.dtype != np.uint8:
-            raise FrameError("a frame holds uint8 levels, this one {}".format(pixels.dtype))
         if plan is None:
-            _check_frame(pixels, color)
-            placement = self.declared.placement(pixels.shape[1], pixels.shape[0])
-            shape = (self.declared.height, self.declared.width, *pixels.shape[2:])
-            canvas = np.full(shape, self.declared.pad_value, np.uint8)
-            (x, y), (width, height) = placement.offset, placement.size
-            plan = _Plan(placement, canvas, canvas[y : y + height, x : x + width])
-            if len(self._plans) >= 64:  # a folder of pictures, no two of one size
+            plan = self._make_plan(pixels, color, full)
+            if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
+        spec = self.spec
+        if tensor.shape != spec.shape or tensor.dtype != spec.dtype or not tensor.flags.c_contiguous:
+            raise FrameError(
+                "input {!r} is contiguous {} of {}, not {} of {}".format(
+                    spec.name, spec.dtype, list(spec.shape), tensor.dtype, list(tensor.shape)
+                )
+            )
+        canvas = tensor[0] if self.declared.channels == 3 else tensor[0, ..., 0]
+        if self._way.bytewise:
+            canvas = canvas.view(np.uint8)
+        (x, y), (width, height) = plan.placement.offset, plan.placement.size
+        rows = canvas[y : y + height]
+        region = rows[:, x : x + width]
+        self._stages = [*self._tied(plan, region), self._way.tie(region, rows)]
+        beside = np.uint8(self.declared.pad_value) if self._way.in_rows else self._pad
+        blocks = (
+            (canvas[:y], self._pad),
+            (canvas[y + height :], self._pad),
+            (rows[:, :x], beside),
+            (rows[:, x + width :], beside),
+        )
+        # Written with each frame: the interpreter may use its input's memory for something else.
+        self._pads = [
+            (block, np.broadcast_to(pad, block.shape).astype(block.dtype, order="C"))
+            for block, pad in blocks
+            if block.size
+        ]
+        self._plan, self._key, self._tensor = plan, key, tensor
+        self.path = self._words(plan.words)
+
+    def _make_plan(self, pixels: np.ndarray, color: str, full: tuple[int, int] | None) -> _Plan:
+        declared = self.declared
+        picture = frame_size(pixels, color)
+        frame = full or picture
+        placement = declared.placement(*frame)
+        by, words = 1, "{} frames".format(color)
+        if full:
+            by = declared.reduction(*full)
+            words = "jpeg frames decoded at 1/{}".format(by) if by > 1 else "jpeg frames"
+        x, y, width, height = (side // by for side in placement.crop)
+        steps = steps_for(declared, color, picture, (x, y, width, height), placement.size)
+        if declared.planes == "resize-first" and color not in PLANAR:
+            words += " (no planes to resize first)"
+        plan = _Plan(placement, frame, steps, ", ".join([words, *map(str, steps)]))
+        if self._cv2 is not None:
+            for i, step in enumerate(steps):
+                # The last step may write into the tensor itself.
+                if step.kind != "crop" and not (self._way.bytewise and i == len(steps) - 1):
+                    plan.buffers[i] = np.empty(step.shape, np.uint8)
         return plan
 
-    def _place(self, pixels: np.ndarray, plan: _Plan) -> None:
-        x, y, width, height = plan.placement.crop
-        if (width, height) != (pixels.shape[1], pixels.shape[0]):
-            pixels = pixels[y : y + height, x : x + width]
-        if self._cv2 is None or plan.placement.size == (width, height):
-            # numpy's resize hands back pixels that already have their size.
-            np.copyto(plan.target, resize(pixels, *plan.placement.size, kernel=self.declared.resize))
-            return
-        cv2 = self._cv2
-        kernel = {
-            "bilinear": cv2.INTER_LINEAR_EXACT,
-            "bilinear-fast": cv2.INTER_LINEAR,
-            "nearest": cv2.INTER_NEAREST,
-        }[self.declared.resize]
-        cv2.resize(pixels, plan.placement.size, dst=plan.target, interpolation=kernel)
+    def _tied(self, plan: _Plan, region: np.ndarray) -> list[Stage]:
+        if self._cv2 is None:
+            return [numpy_stage(step, self.declared.resize) for step in plan.steps]
+        return [
+            opencv_stage(self._cv2, step, self.declared.resize, region if buffer is None else buffer)
+            for step, buffer in zip(plan.steps, plan.buffers)
+        ]
 
-    def _recolor(self, picture: np.ndarray, color: str) -> np.ndarray:
-        wanted = self.declared.color
-        if color == wanted:
-            return picture if picture.ndim == 3 else picture[..., None]
-        if wanted == "gray":
-            if self._cv2 is None:
-                return to_gray(picture, color)[..., None]
-            code = self._cv2.COLOR_RGB2GRAY if color == "rgb" else self._cv2.COLOR_BGR2GRAY
-            return self._cv2.cvtColor(picture, code)[..., None]
-        if color == "gray":
-            return np.broadcast_to(picture.reshape((*picture.shape[:2], 1)), (*picture.shape[:2], 3))
-        if self._cv2 is not None:
-            return self._cv2.cvtColor(picture, self._cv2.COLOR_BGR2RGB)  # its own inverse
-        return picture[..., ::-1]
-
-
-def _constants(declared: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scale, mean and std in single precision; one value each, or one a channel."""
-    return (
-        np.array(declared.scale, np.float32),
-        np.array(declared.mean, np.float32),
-        np.array(declared.std, np.float32),
-    )
-
-
-_Mapping = Callable[[np.ndarray, np.ndarray], None]
-
-
-def _level_mapping(declared: Preprocessing, spec: TensorSpec, cv2: Any) -> tuple[_Mapping, str]:
-    """The shortest way from levels to the tensor that gives the whole table, and its name."""
-    table = level_table(declared, spec)
-    levels = np.repeat(_LEVELS[:, None], declared.channels, axis=1)
-    ways: list[tuple[str, _Mapping]] = [("copy", _copy), ("xor 0x80", _xor), ("multiply", _affine(declared))]
-    for name, way in ways:
-        if (name == "multiply") == (spec.dtype == "float32"):
-            result = np.empty_like(table)
-            way(levels, result)
-            if np.array_equal(result, table):
-                return way, name
-    return _lookup(table), "table"
-
-
-def _copy(levels: np.ndarray, out: np.ndarray) -> None:
-    np.copyto(out.view(np.uint8), levels)
-
-
-def _xor(levels: np.ndarray, out: np.ndarray) -> None:
-    np.bitwise_xor(levels, np.uint8(0x80), out=out.view(np.uint8))
-
-
-def _affine(declared: Preprocessing) -> _Mapping:
-    scale, mean, std = _constants(declared)
-
-    def way(levels: np.ndarray, out: np.ndarray) -> None:
-        # dtype is said outright: older numpy would multiply uint8 by a float scalar in half precision.
-        np.multiply(levels, scale, out=out, dtype=np.float32)
-        if np.any(mean != 0):
-            np.subtract(out, mean, out=out)
-        if np.any(std != 1):
-            np.divide(out, std, out=out)
-
-    return way
-
-
-def _lookup(table: np.ndarray) -> _Mapping:
-    columns = [np.ascontiguousarray(table[:, c]) for c in range(table.shape[1])]
-
-    def way(levels: np.ndarray, out: np.ndarray) -> None:
-        for c, column in enumerate(columns):
-            # mode is said because "raise" makes take() buffer its output.
-            np.take(column, levels[..., c], out=out[..., c], mode="clip")
-
-    return way
-
-
-def _check_frame(pixels: np.ndarray, color: str) -> None:
-    gray = color == "gray"
-    if color not in COLORS:
-        raise FrameError("a frame's colour order is one of {}, not {!r}".format(", ".join(COLORS), color))
-    if pixels.ndim != (2 if gray else 3) or (not gray and pixels.shape[2] != 3):
-        raise FrameError(
-            "a {} frame has the shape {}, this one {}".format(
-                color, "[height, width]" if gray else "[height, width, 3]", list(pixels.shape)
-            )
-        )
+    def _words(self, steps: str) -> str:
+        declared = self.declared
+        parts = [
+            "{} {} {}".format("OpenCV" if self._cv2 else "numpy", declared.resize, declared.geometry),
+            declared.color,
+            steps,
+            self._way.name,
+        ]
+        return ", ".join(part for part in parts if part)

@@ -23,6 +23,7 @@ from edgeferry_runtime.preprocessor import Preprocessor
 
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "preprocessing_hashes.json")
 FRAMES = [(640, 480), (1280, 720), (97, 61), (32, 32)]
+PLANAR_FRAMES = [(640, 480), (1280, 720), (98, 62), (32, 32)]
 TARGETS = [(224, 224), (96, 64)]
 QUANTIZATIONS = {
     "float32": None,
@@ -52,10 +53,37 @@ def cases():
             frame[0], frame[1], source, width, height, geometry, kernel, color, preset, dtype
         )
         yield name, declared, spec, frame, source
+    yield from planar_cases()
+
+
+def planar_cases():
+    """The same of planes, whose pictures have even sides."""
+    chosen = itertools.product(
+        ("i420", "nv12"),
+        ("convert-first", "resize-first"),
+        ("stretch", "letterbox", "center-crop"),
+        ("bilinear", "nearest"),
+        ("rgb", "bgr", "gray"),
+    )
+    for i, (source, planes, geometry, kernel, color) in enumerate(chosen):
+        frame, (width, height) = PLANAR_FRAMES[i % len(PLANAR_FRAMES)], TARGETS[i // 5 % len(TARGETS)]
+        dtype = sorted(QUANTIZATIONS)[i // 7 % len(QUANTIZATIONS)]
+        declared = Preprocessing(
+            width=width, height=height, geometry=geometry, resize=kernel, color=color, planes=planes, scale=1 / 255
+        )
+        spec = TensorSpec(
+            "image", "image", (1, height, width, declared.channels), dtype, "NHWC", QUANTIZATIONS[dtype]
+        )
+        name = "{}x{} {} to {}x{} {} {} {} {} {}".format(
+            frame[0], frame[1], source, width, height, planes, geometry, kernel, color, dtype
+        )
+        yield name, declared, spec, frame, source
 
 
 def make_frame(width, height, color):
     """Hash noise over a gradient, without a random generator whose stream could change."""
+    if color in ("i420", "nv12"):
+        return make_frame(width, height * 3 // 2, "gray")
     y, x = np.mgrid[0:height, 0:width].astype(np.uint32)
     noise = (x * np.uint32(73856093) ^ y * np.uint32(19349663)) * np.uint32(2654435761) >> np.uint32(24)
     base = (x * 200 // width + y * 55 // height).astype(np.uint32)

@@ -44,8 +44,9 @@ class Sample:
 
     Attributes:
         inputs: of a frame data set {"frame": uint8 [h, w, 3] BGR}, pixels as a camera gives them, which go through
-            the preprocessing later; of a tensor data set input name -> array of that input's shape without the
-            batch, of float32 or an integer type.
+            the preprocessing later, beside "jpeg", uint8 [bytes], the file they were decoded from if it is a JPEG;
+            of a tensor data set input name -> array of that input's shape without the batch, of float32 or an
+            integer type.
         label: class index (int); boxes (tuple of ``Box``); mask, uint8 [h, w] of class indices, 255 where no class
             counts; float32 [k] for a regression; None where there is none.
         name: for messages: a file's path below the data set, or ``NAME[number]``.

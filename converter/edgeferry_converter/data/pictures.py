@@ -41,7 +41,10 @@ class PictureDataset(Dataset):
 
     def load(self, i: int) -> Sample:
         pixels = decode_picture(self._paths[i])
-        return Sample({FRAME: pixels}, self.label(i, pixels), self.name(i))
+        inputs, data = {FRAME: pixels}, read_bytes(self._paths[i])
+        if data.startswith(b"\xff\xd8"):  # kept for declarations that decode JPEG files reduced
+            inputs["jpeg"] = np.frombuffer(data, np.uint8)
+        return Sample(inputs, self.label(i, pixels), self.name(i))
 
     def name(self, i: int) -> str:
         path = self._paths[i]
