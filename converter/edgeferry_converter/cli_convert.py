@@ -6,11 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
+from edgeferry_runtime.postprocessing import TASKS
+
 __all__ = ["SUMMARY", "add_data", "add_loading", "configure", "loading_options", "run"]
 
 SUMMARY = "turn a Keras model into a bundle for one kind of board"
 SCHEMES = ("int8", "float16", "float32", "dynamic", "int16x8")
-TASKS = ("classify", "detect", "segment", "regress", "raw")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

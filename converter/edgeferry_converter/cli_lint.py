@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from edgeferry_runtime.postprocessing import TASKS
+
 from edgeferry_converter.cli_convert import add_loading, loading_options
 
 __all__ = ["SUMMARY", "configure", "run"]
@@ -20,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("data", metavar="DATA", help="as for `edgeferry convert --data`")
     add("--for", type=Path, required=True, dest="model", metavar="MODEL", help="the model it is to calibrate")
     add("--labels", type=Path, metavar="FILE", help="one label a line in the order of the model's outputs")
-    add("--task", choices=("classify", "detect", "segment", "regress", "raw"), help="default: told by the labels")
+    add("--task", choices=TASKS, help="default: told by the labels")
     add("--preprocess", metavar="PRESET|FILE", help="what the model was trained with; default raw")
     add("--strict", action="store_true", help="warnings fail")
     add_loading(parser)

@@ -89,7 +89,8 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
         with Workshop(material, Path(scratch), progress) as workshop:
             schemes = _schemes(request, profile, material.source, workshop)
             proof = prove(request, material, post, workshop, progress, schemes)
-            wanted = [v for v in proof.variants if v.name in proof.verdicts]
+            by_name = {variant.name: variant for variant in proof.variants}
+            wanted = [by_name[name] for name in proof.verdicts]  # in the order that was asked for
             errors = workshop.errors(next((v.scheme for v in wanted if v.scheme.name == "int8"), FLOAT))
             progress.step("timing")
             latency = _latency(material, proof.variants)
@@ -132,6 +133,8 @@ def open_material(request: ConversionRequest) -> Material:
         classes = 2 if shape[1] == 1 else shape[1]
     dataset = open_dataset(str(request.data), inputs, labels, classes)
     judging = open_dataset(request.eval_data, inputs, labels, classes) if request.eval_data else None
+    if request.task in ("keypoints", "embed") and labels is None:
+        dataset.labels = ()  # the names of folders are classes, not keypoints
     feed: Feed
     if dataset.kind == "frames" and takes_frames(inputs):
         ((name, (height, width, channels)),) = inputs

@@ -116,7 +116,6 @@ def evaluate(
         ConversionError: a model answers NaN.
     """
     size = (feed.declared.width, feed.declared.height) if feed.declared else None
-    labelled = labelled and post.task != "raw"
 
     def metrics() -> tuple[Metric, ...]:
         return metrics_for(post, labels, size) if labelled else ()

@@ -15,12 +15,14 @@ from edgeferry_runtime.tasks.segment import Segment
 
 from edgeferry_converter.average_precision import LabelledBox, MeanAveragePrecision, TrueBox
 from edgeferry_converter.errors import DataError
+from edgeferry_converter.keypoint_agreement import KeypointAgreement
 from edgeferry_converter.metric import Drop, MeanMetric, Metric, Outputs, mean_where, paired_drop
 
 __all__ = [
     "Agreement",
     "ClassAgreement",
     "Drop",
+    "KeypointAgreement",
     "LabelledBox",
     "MeanAbsoluteError",
     "MeanAveragePrecision",
@@ -195,38 +197,41 @@ class MeanIoU(Metric):
         return mean_where(shared / np.maximum(either, 1), either > 0)
 
 
+# Keypoints, embeddings and raw outputs have no labels to be judged by.
 _METRICS: dict[str, Callable[[Postprocessing, Sequence[str], tuple[int, int] | None], tuple[Metric, ...]]] = {
     "classify": lambda declared, labels, size: (TopK(declared, 1), TopK(declared, 5)),
     "detect": lambda declared, labels, size: (MeanAveragePrecision(declared, labels, size),),
     "segment": lambda declared, labels, size: (MeanIoU(declared, labels, size),),
     "regress": lambda declared, labels, size: (MeanAbsoluteError(declared),),
-    "raw": lambda declared, labels, size: (Agreement(),),
 }
 
 
 def metrics_for(
     declared: Postprocessing, labels: Sequence[str] = (), input_size: tuple[int, int] | None = None
 ) -> tuple[Metric, ...]:
-    """New metrics for a task, the one to decide by first.
+    """New metrics for a task whose data has labels, the one to decide by first; none for any other.
 
     Args:
-        declared: the bundle's postprocessing; task "raw" is judged against the float model's outputs.
+        declared: the bundle's postprocessing.
         labels: one a class, or empty.
         input_size: (width, height) of the model's input in pixels.
     """
-    return _METRICS[declared.task](declared, labels, input_size)
+    make = _METRICS.get(declared.task)
+    return make(declared, labels, input_size) if make else ()
 
 
 def metric_for(
     declared: Postprocessing, labels: Sequence[str] = (), input_size: tuple[int, int] | None = None
 ) -> Metric:
-    """The first of :func:`metrics_for`."""
-    return metrics_for(declared, labels, input_size)[0]
+    """The first of :func:`metrics_for`; where there is none, the agreement with the float model."""
+    found = metrics_for(declared, labels, input_size)
+    return found[0] if found else agreement_for(declared)
 
 
 def agreement_for(declared: Postprocessing) -> Metric:
     """A new metric whose labels are the float model's outputs, for any task."""
-    return ClassAgreement(declared) if declared.task == "classify" else Agreement()
+    make = {"classify": ClassAgreement, "keypoints": KeypointAgreement}.get(declared.task)
+    return make(declared) if make else Agreement()
 
 
 def _cosine(here: np.ndarray, there: np.ndarray) -> float:

@@ -14,6 +14,7 @@ __all__ = ["decide_postprocessing"]
 
 DETECTION_THRESHOLD = 0.25  # below it a box is noise to a person; the gate counts from 0.001 as COCO does
 DETECTION_BOXES = 100
+KEYPOINT_THRESHOLD = 0.3  # below it a keypoint is a guess
 
 
 def decide_postprocessing(
@@ -35,9 +36,11 @@ def decide_postprocessing(
         return Postprocessing("raw")
     if task == "detect":
         return _detection(source, outputs, len(dataset.labels))
+    if task == "keypoints":
+        return _keypoints(source, outputs, len(dataset.labels))
     name = _only(outputs, task)
     shape = outputs[name].shape
-    wanted = {"classify": 2, "regress": 2, "segment": 4}[task]
+    wanted = {"classify": 2, "regress": 2, "embed": 2, "segment": 4}[task]
     if len(shape) != wanted:
         raise OptionError(
             f"{source.path}: output {name!r} is {[1, *shape[1:]]}, for --task {task} it needs {wanted} dimensions",
@@ -45,6 +48,8 @@ def decide_postprocessing(
         )
     if task == "regress":
         return Postprocessing("regress", {"values": name})
+    if task == "embed":
+        return Postprocessing("embed", {"embedding": name})
     activation = source.last_activation.get(name, "")
     if task == "segment":
         flat = outputs[name].reshape(-1, shape[-1])
@@ -99,3 +104,24 @@ def _ssd_roles(source: SourceModel, outputs: dict[str, np.ndarray]) -> dict[str,
     whole = [bool((outputs[name] == np.rint(outputs[name])).all()) for name in flat]
     classes, scores = flat if whole[0] else flat[::-1]
     return {"boxes": boxes[0], "classes": classes, "scores": scores, "count": counts[0]}
+
+
+def _keypoints(source: SourceModel, outputs: dict[str, np.ndarray], labels: int) -> Postprocessing:
+    """MoveNet's two layouts, told apart by their rows: y, x and score, or all of them and a box with its score."""
+    name = _only(outputs, "keypoints")
+    shape = [1, *outputs[name].shape[1:]]
+    if shape[-1] == 3 and (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
+        decoder, count = "movenet", shape[-2]
+    elif len(shape) == 3 and shape[2] >= 8 and shape[2] % 3 == 2:
+        decoder, count = "movenet-multipose", (shape[2] - 5) // 3
+    else:
+        raise OptionError(
+            f"{source.path}: output {name!r} is {shape}, which holds no keypoints",
+            "One pose is [1, 1, K, 3] or [1, K, 3], several are [1, poses, 3 K + 5]; or use --task raw.",
+        )
+    if labels not in (0, count):
+        raise OptionError(
+            f"{source.path}: output {name!r} has {count} keypoints, the data {labels} labels",
+            "Labels are the keypoints' names here: give pictures in one folder, without classes.",
+        )
+    return Postprocessing("keypoints", {"keypoints": name}, threshold=KEYPOINT_THRESHOLD, decoder=decoder)

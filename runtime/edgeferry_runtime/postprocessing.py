@@ -8,20 +8,29 @@ from edgeferry_runtime.fields import Fields
 
 __all__ = ["BOX_UNITS", "DECODERS", "ROLES", "SCORES", "TASKS", "Postprocessing"]
 
-TASKS = ("classify", "detect", "segment", "regress", "raw")
+TASKS = ("classify", "detect", "segment", "keypoints", "regress", "embed", "raw")
 # What the numbers of a classifier's output are.  "binary-*": one number, for the second of two classes.
 SCORES = ("probabilities", "logits", "binary-probability", "binary-logit")
 # How a detector writes its boxes: the four outputs of TFLite's detection post-processing operation, or one head
-# with a row (v5: x y w h objectness classes...) or a column (v8: x y w h classes...) a candidate.
-DECODERS = ("", "ssd", "yolo-v5", "yolo-v8")
+# with a row (v5: x y w h objectness classes...) or a column (v8: x y w h classes...) a candidate.  How a pose
+# estimator writes its keypoints: rows of y x score for one pose, or a row of all that and a box for each pose.
+DECODERS = ("", "ssd", "yolo-v5", "yolo-v8", "movenet", "movenet-multipose")
 BOX_UNITS = ("pixels", "fraction")
 # Which outputs a task reads, by what they are.
 ROLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "classify": (("scores",),),
     "detect": (("head",), ("boxes", "classes", "scores", "count")),
     "segment": (("mask",),),
+    "keypoints": (("keypoints",),),
     "regress": (("values",),),
+    "embed": (("embedding",),),
     "raw": ((),),
+}
+# Which decoders read an output, by the role that tells them apart.
+_DECODERS_OF = {
+    "head": ("yolo-v5", "yolo-v8"),
+    "boxes": ("ssd",),
+    "keypoints": ("movenet", "movenet-multipose"),
 }
 
 
@@ -34,13 +43,16 @@ class Postprocessing:
         outputs: role -> name of the output that plays it, roles as in ``ROLES``.
         scores: what a classifier's numbers are, one of ``SCORES``; for detectors and segmenters whether class
             scores are probabilities or logits.
-        labels: member with one label a line in the order of the classes, "" where there is none.
-        top_k: how many classes (or boxes) a result names, at most.
-        threshold: classes (or boxes) with a lower score, 0 to 1, are left out of the result.
-        decoder: how a detector writes its boxes, one of ``DECODERS``; "" for other tasks.
+        labels: member with one label a line in the order of the classes (keypoints, values), "" where there is
+            none.
+        top_k: how many classes (or boxes, or poses) a result names, at most.
+        threshold: classes (or boxes, poses, keypoints) with a lower score, 0 to 1, are left out of the result.
+        decoder: how a detector writes its boxes or a pose estimator its keypoints, one of ``DECODERS``; "" for
+            other tasks.
         box_unit: of a YOLO head's boxes: "pixels" of the model's input, or "fraction" of its sides.
         iou_threshold: of two boxes that overlap by more (intersection over union), the weaker one goes.
         class_agnostic: boxes of different classes suppress each other as well.
+        normalize: an embedding is divided by its Euclidean length.
     """
 
     task: str
@@ -53,6 +65,7 @@ class Postprocessing:
     box_unit: str = "pixels"
     iou_threshold: float = 0.45
     class_agnostic: bool = False
+    normalize: bool = True
 
     @classmethod
     def read(cls, fields: Fields) -> Postprocessing:
@@ -67,12 +80,15 @@ class Postprocessing:
             box_unit=fields.choice("box_unit", BOX_UNITS, default="pixels"),
             iou_threshold=fields.number("iou_threshold", default=0.45, minimum=0.0, maximum=1.0),
             class_agnostic=fields.boolean("class_agnostic", default=False),
+            normalize=fields.boolean("normalize", default=True),
         )
         allowed = ROLES.get(declared.task, ())
         if sorted(declared.outputs) not in [sorted(roles) for roles in allowed]:
             words = " or ".join(", ".join(roles) or "no roles" for roles in allowed)
             fields.problem("outputs", "must name {} for task {!r}".format(words, declared.task))
-        ssd = "boxes" in declared.outputs
-        if declared.task == "detect" and (declared.decoder == "") | (ssd != (declared.decoder == "ssd")):
-            fields.problem("decoder", "is {!r}, which does not fit the outputs it reads".format(declared.decoder))
+        for role, decoders in _DECODERS_OF.items():
+            if role in declared.outputs and declared.decoder not in decoders:
+                fields.problem(
+                    "decoder", "is {!r}, which does not fit the outputs it reads".format(declared.decoder)
+                )
         return declared

@@ -94,6 +94,12 @@ def test_float_schemes(convert, color_model, image_folders, scheme):
     assert variant.tolerance["classes"].max_abs < 0.01
 
 
+@pytest.mark.parametrize("schemes", [("int8", "float32"), ("float32", "int8")])
+def test_the_scheme_named_first_is_preferred(convert, color_model, image_folders, schemes):
+    with Bundle.open(convert(color_model, image_folders, schemes=schemes).bundle) as bundle:
+        assert tuple(variant.name for variant in bundle.manifest.variants) == schemes
+
+
 def test_uint8_and_float_input_by_profile(convert, color_model, image_folders, tmp_path, repository):
     text = (repository / "device_profiles" / "host.toml").read_text()
     text = text.replace('input_dtype = "int8"', 'input_dtype = "uint8"')

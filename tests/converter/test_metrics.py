@@ -10,6 +10,7 @@ from edgeferry_converter.errors import DataError
 from edgeferry_converter.metrics import (
     Agreement,
     ClassAgreement,
+    KeypointAgreement,
     MeanAbsoluteError,
     MeanAveragePrecision,
     MeanIoU,
@@ -30,6 +31,8 @@ CLASSIFY = Postprocessing("classify", {"scores": "s"}, threshold=0.9, top_k=1)
 REGRESS = Postprocessing("regress", {"values": "v"})
 SEGMENT = Postprocessing("segment", {"mask": "m"})
 DETECT = Postprocessing("detect", {"head": "h"}, decoder="yolo-v8", iou_threshold=1.0, threshold=0.6, top_k=1)
+KEYPOINTS = Postprocessing("keypoints", {"keypoints": "k"}, decoder="movenet", threshold=0.3)
+MULTIPOSE = Postprocessing("keypoints", {"keypoints": "k"}, decoder="movenet-multipose", threshold=0.3)
 SIZE = (64, 64)
 
 
@@ -100,13 +103,16 @@ def test_labels_that_are_no_class(label):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_metrics(name):
-    declared = {"classify": CLASSIFY, "regress": REGRESS, "segment": SEGMENT, "detect": DETECT}.get(name)
-    declared = declared or Postprocessing(name)
+    of_task = {p.task: p for p in (CLASSIFY, REGRESS, SEGMENT, DETECT, KEYPOINTS)}
+    declared = of_task.get(name, Postprocessing(name))
     metric = metric_for(declared, ["a", "b"], SIZE)
     assert len(metric) == 0
     with pytest.raises(DataError, match="has no value"):
         metric.value()
-    assert type(agreement_for(declared)) is (ClassAgreement if name == "classify" else Agreement)
+    kinds = {"classify": ClassAgreement, "keypoints": KeypointAgreement}
+    assert type(agreement_for(declared)) is kinds.get(name, Agreement)
+    labelled = name not in ("keypoints", "embed", "raw")
+    assert bool(metrics_for(declared, ["a", "b"], SIZE)) is labelled
 
 
 def test_class_agreement():
@@ -164,6 +170,53 @@ def test_agreement_by_hand():
 def test_outputs_that_cannot_be_compared(outputs, label, error, message):
     with pytest.raises(error, match=message):
         Agreement().add(outputs, label)
+
+
+# Keypoints
+
+
+def pose(*rows):
+    """(y, x, score) a keypoint."""
+    return {"k": np.array(rows, np.float32)[None, None]}
+
+
+def test_keypoints_near_the_float_models():
+    metric = metric_for(KEYPOINTS)
+    true = pose((0.5, 0.5, 0.9), (0.2, 0.2, 0.3), (0.9, 0.9, 0.29))  # the last is not judged
+    metric.add(true, true)
+    metric.add(pose((0.5, 0.54, 0.1), (0.2, 0.26, 0.9), (0, 0, 0)), true)
+    metric.add(pose((0.54, 0.54, 0.9), (0.2, 0.2, 0.9), (0, 0, 0)), true)  # 0.057 apart
+    assert (metric.name, metric.better, len(metric)) == ("PCK@0.05", "higher", 3)
+    assert metric.value() == pytest.approx(4 / 6)
+    assert metric.weighted(np.array([[2.0, 0, 0], [0, 1, 0]])).tolist() == [1, 0.5]
+
+
+def test_keypoints_without_anybody():
+    metric = agreement_for(KEYPOINTS)
+    metric.add(pose((0.5, 0.5, 0.9)), pose((0.5, 0.5, 0.1)))
+    with pytest.raises(DataError, match="has no value: no sample has anything to judge by"):
+        metric.value()
+    metric.add(pose((0.5, 0.5, 0.9)), pose((0.5, 0.5, 0.9)))
+    assert metric.value() == 1
+
+
+def test_poses_may_change_places():
+    def poses(*rows):
+        return {"k": np.array([[[y, x, 0.9, y, x, 0.9, 0, 0, 1, 1, score] for y, x, score in rows]], np.float32)}
+
+    metric = agreement_for(MULTIPOSE)
+    metric.add(
+        poses((0.2, 0.2, 0.81), (0.8, 0.8, 0.8), (0, 0, 0)),
+        poses((0.8, 0.8, 0.8), (0.2, 0.2, 0.79), (0.5, 0.5, 0.1)),
+    )
+    assert metric.value() == 1
+    metric.add(poses((0.2, 0.2, 0.8), (0, 0, 0.0), (0, 0, 0)), poses((0.8, 0.8, 0.8), (0.2, 0.2, 0.7), (0, 0, 0)))
+    assert metric.value() == 0.75
+
+
+def test_keypoints_of_another_number():
+    with pytest.raises(DataError, match=r"poses are \[1, 1, 2\], the float model's \[1, 2, 2\]"):
+        agreement_for(KEYPOINTS).add(pose((0, 0, 1)), pose((0, 0, 1), (0, 0, 1)))
 
 
 # Segmentation

@@ -272,6 +272,18 @@ def test_suppression_is_the_reference(found, threshold, agnostic, limit):
     assert kept.tolist() == slow_suppress(corners, classes, scores, threshold, agnostic, limit)
 
 
+@pytest.mark.parametrize("limit", [5, 400])
+@pytest.mark.parametrize("count", [16, 17, 256, 257, 400])
+def test_suppression_of_many_boxes(count, limit):
+    random = np.random.RandomState(count)
+    corner = random.randint(0, 40, (count, 2))
+    corners = np.concatenate([corner, corner + random.randint(1, 8, (count, 2))], axis=1).astype(np.float64)
+    classes, scores = random.randint(0, 2, count), random.randint(0, 9, count) / 10
+    kept = suppress(corners, classes, scores, 0.3, limit=limit)
+    expected = slow_suppress(corners.tolist(), classes.tolist(), scores.tolist(), 0.3, agnostic=False, limit=limit)
+    assert kept.tolist() == expected
+
+
 @settings(max_examples=80, deadline=None)
 @given(found=st.lists(CANDIDATE, min_size=1, max_size=20), shift=st.integers(0, 19))
 def test_the_whole_decoder_is_the_reference(found, shift):

@@ -21,7 +21,7 @@ REGRESS = Postprocessing("regress", {"values": "v"})
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_can_be_made(name):
-    decoder = "yolo-v8" if name == "detect" else ""
+    decoder = {"detect": "yolo-v8", "keypoints": "movenet"}.get(name, "")
     declared = Postprocessing(name, {role: role for role in ROLES[name][0]}, decoder=decoder)
     task = make_task(declared, ["a"], (8, 8))
     assert isinstance(task, Task)

@@ -19,7 +19,9 @@ _CLASSES = {
     "classify": ("edgeferry_runtime.tasks.classify", "Classify"),
     "detect": ("edgeferry_runtime.tasks.detect", "Detect"),
     "segment": ("edgeferry_runtime.tasks.segment", "Segment"),
+    "keypoints": ("edgeferry_runtime.tasks.keypoints", "Keypoints"),
     "regress": ("edgeferry_runtime.tasks.regress", "Regress"),
+    "embed": ("edgeferry_runtime.tasks.embed", "Embed"),
     "raw": ("edgeferry_runtime.tasks.raw", "Raw"),
 }
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from edgeferry_runtime.postprocessing import Postprocessing
 from edgeferry_runtime.preprocessing import Placement
-from edgeferry_runtime.tasks.base import Answer, Task, unusable
+from edgeferry_runtime.tasks.base import Answer, Task, Tensor, unusable
+from edgeferry_runtime.tensors import Stored
 
 __all__ = ["Classification", "Classify", "ClassScore", "class_scores"]
+
+FEW = 16  # so many classes are found sooner one by one than by sorting a thousand
 
 
 @dataclass(frozen=True)
@@ -46,39 +50,62 @@ class Classification(Answer):
 class Classify(Task):
     """Decodes a classifier's output; arguments as in :class:`Task`."""
 
+    def __init__(
+        self, declared: Postprocessing, labels: Sequence[str] = (), input_size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(declared, labels, input_size)
+        # As scores are: 0.7 is less than the threshold 0.7 in one precision and equal to it in the other.
+        self._threshold = float(np.float32(declared.threshold))
+
     def __call__(
         self,
-        outputs: Mapping[str, np.ndarray] | np.ndarray,
+        outputs: Mapping[str, Tensor] | Tensor,
         placement: Placement | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> Classification:
         """The answer for one frame.
 
         Args:
-            outputs: by name, or the scores alone: float32 [1, classes] (or [1, 1] when binary).
+            outputs: by name, or the scores alone: [1, classes] (or [1, 1] when binary).
             placement, frame_size: classes have no place in the frame; ignored.
 
         Raises:
             BackendError: the output is missing, its batch is not 1, or a score is NaN or infinite.
         """
-        scores = self.scores(outputs)
-        reached = scores >= self.declared.threshold
-        best = np.argsort(-scores, kind="stable")[: self.declared.top_k]
-        return Classification(
-            tuple(ClassScore(int(i), self.label(int(i)), float(scores[i])) for i in best if reached[i])
-        )
+        best = _best(self.scores(outputs), self.declared.top_k, self._threshold)
+        return Classification(tuple([ClassScore(index, self.label(index), score) for index, score in best]))
 
-    def scores(self, outputs: Mapping[str, np.ndarray] | np.ndarray) -> np.ndarray:
+    def scores(self, outputs: Mapping[str, Tensor] | Tensor) -> np.ndarray:
         """One score from 0 to 1 for every class, float32 [classes]; arguments and errors as for a call."""
         name = self.declared.outputs["scores"]
-        by_name = {name: outputs} if isinstance(outputs, np.ndarray) else outputs
-        output = self.output(by_name, "scores")
-        # An infinite logit gives NaN here and is refused below, which says more than a warning would.
-        with np.errstate(invalid="ignore"):
-            scores: np.ndarray = class_scores(output[None], self.declared.scores)[0]
-        if not np.isfinite(scores).all():
+        by_name = {name: outputs} if isinstance(outputs, (np.ndarray, Stored)) else outputs
+        numbers = self.numbers(by_name, "scores")
+        array, levels = numbers.array, numbers.values is not None  # which stand for finite numbers, all of them
+        kind = self.declared.scores
+        # Infinity would make all the others NaN, with a warning; minus infinity is a class that cannot be.
+        if kind == "logits" and not (levels or np.isfinite(array.max())):
+            raise unusable(name, "is NaN or infinite")
+        scores: np.ndarray = class_scores(numbers.real(array)[None], kind)[0]
+        if not (levels or np.isfinite(scores).all()):
             raise unusable(name, "is NaN or infinite")
         return scores
+
+
+def _best(scores: np.ndarray, count: int, threshold: float) -> list[tuple[int, float]]:
+    """(index, score) of the best classes that reach the threshold; of equal scores the lower index first."""
+    if count > FEW:
+        order = np.argsort(-scores, kind="stable")[:count].tolist()
+        return [(i, s) for i, s in zip(order, scores[order].tolist()) if s >= threshold]
+    left = scores.copy()
+    best: list[tuple[int, float]] = []
+    for _ in range(min(count, len(left))):
+        index = int(left.argmax())
+        score = left.item(index)
+        if score < threshold:
+            break
+        best.append((index, score))
+        left[index] = -np.inf
+    return best
 
 
 def class_scores(output: np.ndarray, kind: str) -> np.ndarray:

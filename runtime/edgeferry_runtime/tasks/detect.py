@@ -25,9 +25,11 @@ import numpy as np
 from edgeferry_runtime.errors import FrameError
 from edgeferry_runtime.postprocessing import Postprocessing
 from edgeferry_runtime.preprocessing import Placement
-from edgeferry_runtime.tasks.base import Answer, Task, unusable
+from edgeferry_runtime.tasks.base import Answer, Numbers, Task, Tensor, to_frame, unusable
 
 __all__ = ["Box", "Detect", "Detection", "suppress"]
+
+BLOCK, FEW = 16, 256  # boxes that suppression looks at together, while no more than FEW are left
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Detect(Task):
 
     def __call__(
         self,
-        outputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, Tensor],
         placement: Placement | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> Detection:
@@ -139,7 +141,7 @@ class Detect(Task):
             raise FrameError("boxes cannot be mapped to the frame without the size of the model's input")
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are dropped, not warned of
             found = self._decode(outputs)
-        corners = found.corners if placement is None else _to_frame(found.corners, placement)
+        corners = found.corners if placement is None else to_frame(found.corners, placement)
         clipped = self._clip(corners, placement, frame_size)
         with np.errstate(invalid="ignore"):
             keep = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
@@ -174,7 +176,7 @@ class Detect(Task):
         clipped: np.ndarray = np.clip(corners, [x, y, x, y], [x + width, y + height, x + width, y + height])
         return clipped
 
-    def _ssd(self, outputs: Mapping[str, np.ndarray]) -> _Candidates:
+    def _ssd(self, outputs: Mapping[str, Tensor]) -> _Candidates:
         boxes, classes, scores, count = (
             self.output(outputs, role) for role in ("boxes", "classes", "scores", "count")
         )
@@ -194,27 +196,27 @@ class Detect(Task):
         indices = np.rint(classes[:used][keep]).astype(np.int64)
         return _Candidates(self._to_pixels(corners), indices, scores[keep])
 
-    def _yolo_v5(self, outputs: Mapping[str, np.ndarray]) -> _Candidates:
+    def _yolo_v5(self, outputs: Mapping[str, Tensor]) -> _Candidates:
         head = self._head(outputs, 5, rows_first=True)
-        objectness = self._scores(head[4])
+        objectness = head.apply(self._scores, head.array[4])
         # No class score exceeds 1: what objectness alone does not lift over the threshold, nothing will.
         maybe = np.flatnonzero(objectness >= self.declared.threshold)
-        of_classes = head[5:, maybe]
-        scores = objectness[maybe] * self._scores(of_classes.max(axis=0))
-        keep = np.flatnonzero(np.isfinite(scores) & (scores >= self.declared.threshold))
-        corners = self._corners(head[:4, maybe[keep]])
-        return _Candidates(corners, of_classes[:, keep].argmax(axis=0).astype(np.int64), scores[keep])
+        of_classes = head.array[5:, maybe]
+        scores = objectness[maybe] * head.apply(self._scores, of_classes.max(axis=0))
+        found = np.flatnonzero(scores >= self.declared.threshold)
+        corners = self._corners(head.real(head.array[:4, maybe[found]]))
+        return _Candidates(corners, of_classes[:, found].argmax(axis=0).astype(np.int64), scores[found])
 
-    def _yolo_v8(self, outputs: Mapping[str, np.ndarray]) -> _Candidates:
+    def _yolo_v8(self, outputs: Mapping[str, Tensor]) -> _Candidates:
         head = self._head(outputs, 4, rows_first=False)
-        scores = self._scores(head[4:].max(axis=0))
-        keep = np.flatnonzero(np.isfinite(scores) & (scores >= self.declared.threshold))
-        classes = head[4:, keep].argmax(axis=0).astype(np.int64)
-        return _Candidates(self._corners(head[:4, keep]), classes, scores[keep])
+        scores = head.apply(self._scores, head.array[4:].max(axis=0))
+        found = np.flatnonzero(scores >= self.declared.threshold)
+        classes = head.array[4:, found].argmax(axis=0).astype(np.int64)
+        return _Candidates(self._corners(head.real(head.array[:4, found])), classes, scores[found])
 
-    def _head(self, outputs: Mapping[str, np.ndarray], extra: int, rows_first: bool) -> np.ndarray:
+    def _head(self, outputs: Mapping[str, Tensor], extra: int, rows_first: bool) -> Numbers:
         """The head as [extra + classes, N], a view; ``rows_first`` decides where both ways round fit."""
-        head = self.output(outputs, "head")
+        head, values = self.numbers(outputs, "head")
         name = self.declared.outputs["head"]
         if head.ndim != 2:
             raise unusable(name, "has shape {}, not three dimensions".format([1, *head.shape]))
@@ -229,12 +231,11 @@ class Detect(Task):
                     [1, *head.shape], extra, ", {}".format(len(self.labels)) if self.labels else ""
                 ),
             )
-        if all(fits):
-            return head.T if rows_first else head
-        return head if fits[0] else head.T
+        upright = fits[0] and not (fits[1] and rows_first)
+        return Numbers(head if upright else head.T, values)
 
     def _scores(self, scores: np.ndarray) -> np.ndarray:
-        """Scores from 0 to 1; NaN where a number is not finite."""
+        """Scores from 0 to 1; NaN, which reaches no threshold, where a number is not finite."""
         finite = np.where(np.isfinite(scores), scores, np.float32(np.nan))
         if self.declared.scores == "logits":
             return 0.5 * (1 + np.tanh(0.5 * finite))  # the logistic function, without overflow
@@ -285,22 +286,20 @@ def suppress(
     kept: list[int] = []
     alive = np.arange(len(order))
     while len(alive) and len(kept) < limit:
-        best, rest = alive[0], alive[1:]
-        kept.append(int(best))
-        width = np.minimum(right[best], right[rest]) - np.maximum(left[best], left[rest])
-        height = np.minimum(bottom[best], bottom[rest]) - np.maximum(top[best], top[rest])
+        # Several of the best at once cost little more than one, while the others are few.
+        block = alive[: BLOCK if len(alive) <= FEW else 1]
+        best = block[:, None]
+        width = np.minimum(right[best], right[alive]) - np.maximum(left[best], left[alive])
+        height = np.minimum(bottom[best], bottom[alive]) - np.maximum(top[best], top[alive])
         shared = np.maximum(width, 0) * np.maximum(height, 0)
-        gone = shared / (areas[best] + areas[rest] - shared) > iou_threshold
+        overlaps = shared / (areas[best] + areas[alive] - shared) > iou_threshold
         if not class_agnostic:
-            gone &= classes[rest] == classes[best]
-        alive = rest[~gone]
-    survivors: np.ndarray = order[np.array(kept, np.int64)]
+            overlaps &= classes[best] == classes[alive]
+        gone = np.zeros(len(alive), bool)
+        for i, index in enumerate(block.tolist()):
+            if not gone[i]:
+                kept.append(index)
+                gone |= overlaps[i]
+        alive = alive[len(block) :][~gone[len(block) :]]
+    survivors: np.ndarray = order[np.array(kept[:limit], np.int64)]
     return survivors
-
-
-def _to_frame(corners: np.ndarray, placement: Placement) -> np.ndarray:
-    """Pixels of the model's input -> pixels of the frame, the way back through crop, resize and padding."""
-    (x, y, width, height), size, offset = placement
-    ratio = np.array([width / size[0], height / size[1]] * 2)
-    mapped: np.ndarray = (corners - np.array(offset * 2)) * ratio + np.array([x, y] * 2)
-    return mapped

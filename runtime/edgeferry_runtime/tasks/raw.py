@@ -9,7 +9,8 @@ from typing import Any, Mapping
 import numpy as np
 
 from edgeferry_runtime.preprocessing import Placement
-from edgeferry_runtime.tasks.base import Answer, Task, significant
+from edgeferry_runtime.tasks.base import Answer, Task, Tensor, significant
+from edgeferry_runtime.tensors import Stored
 
 __all__ = ["LISTED_MAX", "Outputs", "Raw"]
 
@@ -42,12 +43,15 @@ class Raw(Task):
 
     def __call__(
         self,
-        outputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, Tensor],
         placement: Placement | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> Outputs:
         """All outputs of one frame, whatever they hold."""
-        copies = {name: np.array(array, np.float32) for name, array in outputs.items()}
+        copies = {
+            name: np.array(tensor.real() if isinstance(tensor, Stored) else tensor, np.float32)
+            for name, tensor in outputs.items()
+        }
         for array in copies.values():
             array.flags.writeable = False
         return Outputs(copies)

@@ -8,7 +8,7 @@ from typing import Any, Mapping
 import numpy as np
 
 from edgeferry_runtime.preprocessing import Placement
-from edgeferry_runtime.tasks.base import Answer, Task, significant, unusable
+from edgeferry_runtime.tasks.base import Answer, Task, Tensor, significant, unusable
 
 __all__ = ["Regress", "Regression"]
 
@@ -39,11 +39,11 @@ class Regress(Task):
 
     def __call__(
         self,
-        outputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, Tensor],
         placement: Placement | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> Regression:
-        """The values of one frame; ``outputs`` holds float32 [1, k], where axes of length 1 do not matter.
+        """The values of one frame; ``outputs`` holds [1, k], where axes of length 1 do not matter.
 
         Raises:
             BackendError: the output is missing, a value is NaN or infinite, or their number is not the labels'.

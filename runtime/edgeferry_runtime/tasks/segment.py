@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeferry_runtime.errors import FrameError
 from edgeferry_runtime.preprocessing import MAX_SIDE, Placement
-from edgeferry_runtime.tasks.base import Answer, Task, significant, unusable
+from edgeferry_runtime.tasks.base import Answer, Numbers, Task, Tensor, significant, unusable
 
 __all__ = ["Area", "Segment", "Segmentation"]
 
@@ -102,32 +102,34 @@ class Segment(Task):
 
     def __call__(
         self,
-        outputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, Tensor],
         placement: Placement | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> Segmentation:
-        """The mask of one frame; ``outputs`` holds float32 [1, h, w, C].
+        """The mask of one frame; ``outputs`` holds [1, h, w, C].
 
         Raises:
             BackendError: the output is missing, has another shape, or holds NaN.
         """
         name = self.declared.outputs["mask"]
-        output = self.output(outputs, "mask")
+        numbers = self.numbers(outputs, "mask")
+        output = numbers.array
         if output.ndim != 3:
             raise unusable(name, "has shape {}, not [1, h, w, classes]".format([1, *output.shape]))
-        if np.isnan(output).any():
+        if numbers.values is None and np.isnan(output).any():
             raise unusable(name, "is NaN")
         classes = max(2, output.shape[2])
-        mask = self._classes(output).astype(np.uint8 if classes < 256 else np.uint16)
+        mask = self._classes(numbers).astype(np.uint8 if classes < 256 else np.uint16)
         input_size = self.input_size or (mask.shape[1], mask.shape[0])
         areas = self._areas(_picture(mask, placement, input_size), classes)
         return Segmentation(mask, areas, placement, input_size, frame_size)
 
-    def _classes(self, output: np.ndarray) -> np.ndarray:
-        if output.shape[2] > 1:
-            best: np.ndarray = output.argmax(axis=2)
+    def _classes(self, numbers: Numbers) -> np.ndarray:
+        if numbers.array.shape[2] > 1:
+            best: np.ndarray = numbers.array.argmax(axis=2)
             return best
-        return output[:, :, 0] > (0.0 if self.declared.scores in ("logits", "binary-logit") else 0.5)
+        edge = 0.0 if self.declared.scores in ("logits", "binary-logit") else 0.5
+        return numbers.greater(edge, numbers.array[:, :, 0])
 
     def _areas(self, picture: np.ndarray, classes: int) -> tuple[Area, ...]:
         counts = np.bincount(picture.ravel(), minlength=classes)
