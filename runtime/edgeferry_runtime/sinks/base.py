@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 from edgeferry_runtime.results import Result
 from edgeferry_runtime.sources.base import Frame
@@ -18,6 +19,7 @@ class Sink:
     """
 
     uri = ""  # what it was opened with, for messages and the state file; open_sink sets it
+    wants_pixels = False  # whether write() looks at frame.pixels; else it may be given a frame without any
 
     def write(self, frame: Frame, result: Result) -> None:
         """Take one result and the very frame it came from.
@@ -26,6 +28,10 @@ class Sink:
             SinkError: it cannot be written.
         """
         raise NotImplementedError  # abstract: every sink has its own
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for the state file, from any thread; ``dropped`` counts results that were given up."""
+        return {}
 
     def close(self) -> None:
         """Flush and let go; harmless twice."""
