@@ -1,9 +1,17 @@
 """Frame sources: where pictures come from, one small file a kind.
 
-/dev/video0 or 0              a V4L2 or USB camera
-FILE.avi, .mp4, ...           a video file
-FOLDER or FILE.jpg            pictures, in the order of their names
-synthetic:640x480[@FPS]       moving bars, for trying out without a camera
+/dev/video0, 0                            a V4L2 or USB camera
+v4l2:/dev/video0?size=640x480&fps=30&format=mjpg
+picamera2:0?size=1280x720&fps=30&stream=lores   a camera on a Raspberry Pi's ribbon cable
+rtsp://HOST/PATH                          a network camera, through OpenCV
+http://HOST/PATH                          a network camera that sends JPEG pictures
+FILE.avi, .mp4, ...                       a video file; FILE?realtime=1 plays it at its own rate
+FOLDER or FILE.jpg                        pictures, in the order of their names
+folder:FOLDER?resume=FILE                 the same; goes on where it was interrupted
+stdin:640x480:bgr                         raw frames from standard input; stdin:mjpeg for a row of JPEG files
+synthetic:640x480[:FORMAT][@FPS]          moving bars, for trying out without a camera
+replay:FOLDER[?realtime=1]                what was recorded
+fault:stall@100x3,torn@50:SOURCE          a source that fails as it is told, for trying out recovery
 """
 
 from __future__ import annotations
@@ -11,48 +19,82 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from typing import Callable
 
 from edgeferry_runtime.errors import SourceError, UsageError
 from edgeferry_runtime.fields import did_you_mean
-from edgeferry_runtime.sources.base import PICTURES, Frame, FrameSource
+from edgeferry_runtime.sources.base import PICTURES, WAITING, Frame, FrameSource, Request
+from edgeferry_runtime.sources.options import redacted
 
-__all__ = ["PICTURES", "Frame", "FrameSource", "open_source"]
+__all__ = ["PICTURES", "WAITING", "Frame", "FrameSource", "Request", "open_source"]
 
-_SCHEMES = ("synthetic",)
-_CLASSES = {
-    "camera": ("edgeferry_runtime.sources.camera", "CameraSource"),
-    "folder": ("edgeferry_runtime.sources.folder", "FolderSource"),
-    "video": ("edgeferry_runtime.sources.video", "VideoSource"),
-    "synthetic": ("edgeferry_runtime.sources.synthetic", "SyntheticSource"),
+# What opens a source, by kind: a module of this package, and its function of (uri, request).
+_OPENERS = {
+    "v4l2": ("camera", "open_camera"),
+    "picamera2": ("picamera", "open_picamera"),
+    "picamera": ("picamera", "open_picamera"),
+    "rtsp": ("stream", "open_rtsp"),
+    "rtsps": ("stream", "open_rtsp"),
+    "http": ("stream", "open_http"),
+    "https": ("stream", "open_http"),
+    "folder": ("folder", "open_folder"),
+    "stdin": ("stdin", "open_stdin"),
+    "synthetic": ("synthetic", "open_synthetic"),
+    "replay": ("replay", "open_replay"),
+    "fault": ("fault", "open_fault"),
 }
+_KINDS = (
+    "Sources are a camera (/dev/video0, picamera2:0, rtsp://..., http://...), a video file, a folder of pictures, "
+    "stdin:640x480:bgr, synthetic:640x480 and replay:FOLDER."
+)
 
 
-def open_source(uri: str) -> FrameSource:
+def open_source(
+    uri: str, want: tuple[int, int] | None = None, encoded: bool = False, timeout_s: float = 2.0
+) -> FrameSource:
     """Open what ``uri`` names; see the table above.
 
+    Args:
+        uri: of the source.
+        want: (width, height) in pixels that its frames should cover, as the model's input; a camera is then asked
+            for the smallest size that does.
+        encoded: hand JPEG frames over as they come (color "jpeg"); otherwise they are decoded to "bgr".
+        timeout_s: after so long without a frame a live source is opened anew.
+
     Raises:
-        UsageError: it names no kind of source.
+        UsageError: it names no kind of source, or an option is wrong.
         SourceError: it cannot be opened.
-        DependencyError: it needs OpenCV, which is absent.
+        DependencyError: it needs a package that is absent.
     """
-    module, name = _CLASSES[_kind(uri)]
-    source: FrameSource = getattr(importlib.import_module(module), name)(uri)
+    source = _open(uri, Request(want, timeout_s))
+    source.encoded = encoded
     return source
 
 
-def _kind(uri: str) -> str:
+def _open(uri: str, request: Request) -> FrameSource:
     scheme = re.match(r"([a-z][a-z0-9+-]+):", uri)  # two letters at least: C:\ is no scheme
     if scheme:
-        if scheme.group(1) in _SCHEMES:
-            return scheme.group(1)
-        raise UsageError(
-            "{!r} is no kind of source{}".format(uri, did_you_mean(scheme.group(1), _SCHEMES)),
-            "Sources are a camera (/dev/video0), a video file, a folder of pictures, and synthetic:640x480.",
-        )
-    if re.match(r"(/dev/video)?\d+\Z", uri):
-        return "camera"
-    if os.path.isdir(uri) or uri.lower().endswith(PICTURES):
-        return "folder"
-    if os.path.exists(uri):
-        return "video"
-    raise SourceError("{}: no such file, folder or camera".format(uri), "Check the path given with --source.")
+        if scheme.group(1) not in _OPENERS:
+            raise UsageError(
+                "{!r} is no kind of source{}".format(redacted(uri), did_you_mean(scheme.group(1), list(_OPENERS))),
+                _KINDS,
+            )
+        return _opener(*_OPENERS[scheme.group(1)])(uri, request)
+    # A path may hold a question mark; only where there is no such path does it begin the options.
+    path = uri if os.path.exists(uri) else uri.partition("?")[0]
+    if re.match(r"(/dev/video\d+|/dev/v4l/.+|\d+)\Z", path):
+        return _opener("camera", "open_camera")(uri, request)
+    if os.path.isdir(path) or path.lower().endswith(PICTURES):
+        return _opener("folder", "open_folder")(uri, request)
+    if os.path.exists(path):
+        return _opener("video", "open_video")(uri, request)
+    raise SourceError(
+        "{}: no such file, folder or camera".format(redacted(uri)), "Check the path given with --source."
+    )
+
+
+def _opener(module: str, function: str) -> Callable[[str, Request], FrameSource]:
+    opener: Callable[[str, Request], FrameSource] = getattr(
+        importlib.import_module("edgeferry_runtime.sources." + module), function
+    )
+    return opener

@@ -7,19 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["PICTURES", "Frame", "FrameSource"]
+from edgeferry_runtime import pixels as formats
+from edgeferry_runtime.errors import FrameError
+
+__all__ = ["PICTURES", "WAITING", "Frame", "FrameSource", "Request"]
 
 # Endings of the picture files that OpenCV decodes in every build.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 
 
 class Frame(NamedTuple):
-    """One picture; whoever holds it owns it, no source writes into it again.
+    """One picture.  Whoever holds it may read it, as long as it likes; nobody writes into it.
 
     Attributes:
-        pixels: uint8, shaped as its format says.
+        pixels: uint8, shaped as its format says; may be read-only, and its rows may have gaps between them.
         color: pixel format, one of ``pixels.FORMATS``: "bgr", "rgb", "gray", "i420", "nv12" or "jpeg".
-        number: counts from 0; a gap means that frames were dropped.
+        number: counts from 0 what the source was given; a gap means frames that were dropped or damaged.
         captured_ns: when the source had it, ``time.monotonic_ns()``; a frame's age counts from here.
         name: where it came from (a file's name), "" for streams.
     """
@@ -31,26 +34,65 @@ class Frame(NamedTuple):
     name: str = ""
 
 
+# What ``read`` gives when the time is over and there is no frame yet; compare with ``is``.
+WAITING = Frame(np.empty(0, np.uint8), "", -1, 0)
+
+
+class Request(NamedTuple):
+    """What the reader of a source would like; each kind of source takes what concerns it.
+
+    Attributes:
+        want: (width, height) in pixels that a frame should cover, or None: cameras then choose the smallest
+            size that does.
+        timeout_s: after so long without a frame a live source is taken for dead, and opened anew.
+    """
+
+    want: tuple[int, int] | None = None
+    timeout_s: float = 2.0
+
+
 class FrameSource:
     """Base of all sources; use as a context manager.
 
     Attributes:
         live: frames happen whether or not anybody reads them: what is not read in time is dropped, and a frame
             is worth less the older it is.  Files wait; every one of their frames counts.
+        encoded: JPEG frames are handed over as they came (color "jpeg"), not decoded.
         dropped: frames that came and were never read, so far.
+        skipped: frames that were damaged and never handed over, so far.
         reopened: how often the source was lost and found again, so far.
+        outage: why there are no frames just now; "" while all is well.
     """
 
     live = False
+    encoded = False
     dropped = 0
+    skipped = 0
     reopened = 0
+    outage = ""
 
-    def read(self) -> Frame | None:
+    def read(self, timeout_s: float | None = None) -> Frame | None:
         """The next frame, or None at the end.
 
+        Args:
+            timeout_s: live sources give ``WAITING`` when there is no frame within this time; None waits as long
+                as it takes.  Files ignore it.
+
         Raises:
-            SourceError: the source failed.
+            SourceError: the source failed, for good.
+            DependencyError: frames are JPEG, and OpenCV is absent.
         """
+        while True:
+            frame = self._read(timeout_s)
+            if frame is None or frame.color != "jpeg" or self.encoded:
+                return frame
+            try:
+                return frame._replace(pixels=formats.to_bgr(frame.pixels, "jpeg"), color="bgr")
+            except FrameError:  # whole by its markers, and damaged inside
+                self.skipped += 1
+
+    def _read(self, timeout_s: float | None) -> Frame | None:
+        """As ``read``; JPEG frames may be left undecoded."""
         raise NotImplementedError  # abstract: every source has its own
 
     def close(self) -> None:
