@@ -1,7 +1,7 @@
 """Interpreters: which one is installed, and one face for both; the only door to either package.
 
-ai-edge-litert is preferred: it hands int8 models to XNNPACK, which tflite-runtime 2.14 does not (an int8 model
-then runs slower than its float original).  tflite-runtime serves armv7l and old Pythons.
+ai-edge-litert is preferred: it hands int8 models to XNNPACK, which tflite-runtime leaves out unless it is told
+(see ``delegate.default_delegate``).  tflite-runtime serves armv7l and old Pythons.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
+import time
 from typing import Any, NamedTuple, Sequence
 
 import numpy as np
@@ -17,7 +19,16 @@ from edgeferry_runtime.errors import BackendError, BackendMissingError, UsageErr
 from edgeferry_runtime.fields import did_you_mean
 from edgeferry_runtime.manifest import Quantization, TensorSpec
 
-__all__ = ["Backend", "Interpreter", "default_threads", "find_backend", "installed_backends"]
+__all__ = [
+    "Backend",
+    "Interpreter",
+    "Operation",
+    "available_cores",
+    "default_threads",
+    "find_backend",
+    "installed_backends",
+    "loaded_backends",
+]
 
 _MODULES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -27,6 +38,19 @@ INSTALL = (
     "Install one: pip install ai-edge-litert  (64-bit, Python 3.9 or newer); "
     "elsewhere: pip install tflite-runtime 'numpy<2'"
 )
+# What an interpreter says, and what it means here.  The first that fits is told.
+_REMEDIES = (
+    (
+        "unresolved custom op: edgetpu-custom-op",
+        "The file is compiled for an Edge TPU: run it with --delegate edgetpu, or take the bundle's CPU variant.",
+    ),
+    (
+        "Unsupported data type in custom op handler",
+        "libedgetpu and this interpreter are of different TensorFlow versions: install the libedgetpu that was "
+        "built for it (github.com/feranick/libedgetpu/releases), see docs/delegates.md.",
+    ),
+)
+_REFUSED = "Convert the model again; if it persists, try the other interpreter with --backend."
 
 
 class Backend(NamedTuple):
@@ -44,6 +68,19 @@ class Backend(NamedTuple):
 
     def __str__(self) -> str:
         return "{} {}".format(self.name, self.version)
+
+
+class Operation(NamedTuple):
+    """A node of the main graph.
+
+    Attributes:
+        name: as TFLite spells it ("CONV_2D"); "DELEGATE" for a block a delegate runs in one piece.
+        inputs, outputs: tensor indices, -1 for an optional input that is left out.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 def find_backend(allowed: Sequence[str] = tuple(_MODULES)) -> Backend:
@@ -78,6 +115,11 @@ def installed_backends() -> list[Backend]:
     return found
 
 
+def loaded_backends() -> list[Backend]:
+    """Those of ``installed_backends`` that this process has already loaded."""
+    return [_import_backend(name) for name, module in _MODULES.items() if sys.modules.get(module) is not None]
+
+
 def _import_backend(name: str) -> Backend:
     if name == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
         # It imports and then fails in Interpreter() with a SystemError that names nothing.
@@ -99,16 +141,20 @@ def _metadata_version(distribution: str) -> str:
         return "unknown version"
 
 
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """Threads when nobody chose: the cores this process may use, at most 4.
 
     Beyond 4 the boards in question have no cores, and workstations gain nothing on models this small.
     """
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        cores = os.cpu_count() or 1
-    return max(1, min(4, cores))
+    return max(1, min(4, available_cores()))
 
 
 class Interpreter:
@@ -121,26 +167,48 @@ class Interpreter:
         model_path: a .tflite file; it is mapped, so it must stay while this lives.
         backend: which package; None takes the preferred one.
         threads: for the kernels; None takes ``default_threads()``.
+        delegate: what ``delegate.load`` gave; it is asked before XNNPACK.  None for none.
+        xnnpack: False keeps every operation in the interpreter's own kernels, for comparisons.
 
     Attributes:
         backend: the package that runs it.
+        delegate, xnnpack: as given.
+        load_us, allocate_us: microseconds for mapping the file, and for preparing kernels and memory.
         inputs, outputs: as the file describes them, in the file's order; named by tensor.
 
     Raises:
         BackendError: the interpreter refuses the file.
     """
 
-    def __init__(self, model_path: str, backend: Backend | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        backend: Backend | None = None,
+        threads: int | None = None,
+        delegate: Any = None,
+        xnnpack: bool = True,
+    ) -> None:
         self.backend = backend or find_backend()
         self.threads = threads or default_threads()
         self.model_path = model_path
+        self.delegate = delegate
+        self.xnnpack = xnnpack
+        options: dict[str, Any] = {"num_threads": self.threads}
+        if delegate is not None:
+            options["experimental_delegates"] = [delegate]
+        if not xnnpack:
+            options["experimental_op_resolver_type"] = _without_xnnpack(self.backend)
         try:
-            self._interpreter = self.backend.module.Interpreter(model_path=model_path, num_threads=self.threads)
+            began = time.perf_counter()
+            self._interpreter = self.backend.module.Interpreter(model_path=model_path, **options)
+            loaded = time.perf_counter()
             self._interpreter.allocate_tensors()
+            self.load_us = (loaded - began) * 1e6
+            self.allocate_us = (time.perf_counter() - loaded) * 1e6
         except (ValueError, RuntimeError, TypeError, SystemError, OSError) as error:
+            said = str(error).strip()
             raise BackendError(
-                "{} refuses {}: {}".format(self.backend, model_path, str(error).strip()),
-                "Convert the model again; if it persists, try the other interpreter with --backend.",
+                "{} refuses {}: {}".format(self.backend, model_path, said), _remedy(said, _REFUSED)
             ) from None
         self.inputs, self._inputs = self._bind(self._interpreter.get_input_details())
         self.outputs, self._outputs = self._bind(self._interpreter.get_output_details())
@@ -162,9 +230,29 @@ class Interpreter:
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
+            said = str(error).strip()
             raise BackendError(
-                "{} failed while running {}: {}".format(self.backend, self.model_path, error)
+                "{} failed while running {}: {}".format(self.backend, self.model_path, said), _remedy(said)
             ) from None
+
+    def operations(self) -> list[Operation] | None:
+        """The nodes of the main graph as the file has them, then one "DELEGATE" for each delegated block.
+
+        None where this version of the interpreter does not tell: neither package makes it public
+        (``Interpreter._get_ops_details``).
+        """
+        try:
+            nodes = self._interpreter._get_ops_details()
+            return [
+                Operation(
+                    node["op_name"],
+                    tuple(int(index) for index in node["inputs"]),
+                    tuple(int(index) for index in node["outputs"]),
+                )
+                for node in nodes
+            ]
+        except (AttributeError, KeyError, ValueError):
+            return None
 
     def signature_names(self) -> dict[str, str]:
         """Tensor name -> the name people gave it in the model's signature, where the file has one."""
@@ -199,6 +287,17 @@ class Interpreter:
         buffer: Any = (ctypes.c_byte * size).from_address(address)
         buffer.owner = self._interpreter  # the memory must not go while a view of it is in use
         return np.frombuffer(buffer, np.dtype(detail["dtype"])).reshape(spec.shape)
+
+
+def _without_xnnpack(backend: Backend) -> Any:
+    try:
+        return backend.module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    except AttributeError:  # an old tflite-runtime
+        raise BackendError("{} cannot run without XNNPACK".format(backend), "Leave --no-xnnpack out.") from None
+
+
+def _remedy(said: str, otherwise: str = "") -> str:
+    return next((remedy for words, remedy in _REMEDIES if words in said), otherwise)
 
 
 def _spec(detail: dict[str, Any]) -> TensorSpec:

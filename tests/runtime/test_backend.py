@@ -120,3 +120,61 @@ def test_a_tensor_without_memory_is_named(tiny_int8, monkeypatch):
     monkeypatch.setattr(interpreter, "_interpreter", Shapeless())
     with pytest.raises(BackendError, match="has no memory: Tensor data is null"):
         interpreter._view({"index": 0}, interpreter.inputs[0])
+
+
+def test_loaded_backends_loads_none(monkeypatch):
+    assert find_backend() in backends.loaded_backends()
+    monkeypatch.delitem(sys.modules, "ai_edge_litert.interpreter")
+    assert all(backend.name != "ai-edge-litert" for backend in backends.loaded_backends())
+
+
+def test_xnnpack_can_be_switched_off(tiny_int8):
+    with_it = Interpreter(tiny_int8, threads=1)
+    without = Interpreter(tiny_int8, threads=1, xnnpack=False)
+    assert "DELEGATE" in [operation.name for operation in with_it.operations()]
+    assert [operation.name for operation in without.operations()] == [
+        "CONV_2D",
+        "MEAN",
+        "FULLY_CONNECTED",
+        "SOFTMAX",
+    ]
+    assert without.operations()[0].outputs == (without.operations()[1].inputs[0],)
+
+
+def test_a_backend_that_cannot_run_without_xnnpack(tiny_int8):
+    import types
+
+    old = find_backend()._replace(module=types.SimpleNamespace(Interpreter=find_backend().module.Interpreter))
+    with pytest.raises(BackendError, match="cannot run without XNNPACK"):
+        Interpreter(tiny_int8, old, 1, xnnpack=False)
+    assert Interpreter(tiny_int8, old, 1).operations()
+
+
+@pytest.mark.parametrize("error", [AttributeError, KeyError, ValueError])
+def test_operations_are_unknown_where_nobody_tells(tiny_int8, monkeypatch, error):
+    interpreter = Interpreter(tiny_int8, threads=1)
+
+    def nothing():
+        raise error("_get_ops_details")
+
+    monkeypatch.setattr(interpreter._interpreter, "_get_ops_details", nothing)
+    assert interpreter.operations() is None
+
+
+def test_a_model_for_the_edge_tpu_names_the_delegate(real_data):
+    with pytest.raises(BackendError, match="edgetpu-custom-op") as caught:
+        Interpreter(str(real_data / "coral" / "split_concat_edgetpu.tflite"), threads=1)
+    assert "--delegate edgetpu" in caught.value.remedy
+
+
+def test_a_libedgetpu_of_another_version_is_explained(tiny_int8):
+    import types
+
+    class Mismatched:
+        def __init__(self, **options):
+            raise RuntimeError("Internal: Unsupported data type in custom op handler: 0Node number 0 failed")
+
+    backend = find_backend()._replace(module=types.SimpleNamespace(Interpreter=Mismatched))
+    with pytest.raises(BackendError, match="Unsupported data type") as caught:
+        Interpreter(tiny_int8, backend, 1)
+    assert "different TensorFlow versions" in caught.value.remedy
