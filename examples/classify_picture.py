@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from edgeferry_runtime.model import Model
+from edgeferry_runtime import Model
 from edgeferry_runtime.sources import open_source
 
 

@@ -16,8 +16,11 @@ def main(path: str) -> None:
         print(f"{bundle.manifest.name} {bundle.manifest.version}")
         for name, entry in sorted(bundle.manifest.files.items()):
             print(f"{entry.size:10,}  {entry.sha256[:12]}  {name}")
-        for variant, figures in bundle.manifest.provenance["gate"]["variants"].items():
-            print(f"{variant}: accuracy {figures['accuracy']:.1%}, agreement {figures['agreement']:.1%}")
+        gate = bundle.manifest.provenance["gate"]
+        print(f"judged by {gate['metric']}, on {gate['frames']} samples")
+        for variant, figures in gate["variants"].items():
+            known = [name for name in ("metric", "agreement", "rms_error") if figures[name] is not None]
+            print(f"{variant}: " + ", ".join(f"{name} {figures[name]:.4g}" for name in known))
 
 
 if __name__ == "__main__":

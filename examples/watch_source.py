@@ -1,24 +1,21 @@
-"""A camera (or a video, or a folder) to one line a frame, with the frame's age.
+"""A camera (or a video, or a folder) to one line a frame, with the frame's age; results go to sinks as well.
 
 python examples/watch_source.py digits.ferry /dev/video0
+python examples/watch_source.py digits.ferry clip.mp4 jsonl:results.jsonl mqtt://broker/digits annotate:seen.avi
 """
 
 from __future__ import annotations
 
 import sys
-import time
 
-from edgeferry_runtime.model import Model
-from edgeferry_runtime.sources import open_source
+from edgeferry_runtime import Pipeline
 
 
-def main(bundle: str, uri: str) -> None:
-    with Model.open(bundle) as model, open_source(uri) as source:
-        while (frame := source.read()) is not None:
-            answer = model(frame.pixels, frame.color)
-            age_ms = (time.monotonic_ns() - frame.captured_ns) / 1e6
-            best = answer.classes[0] if answer.classes else None
-            print(f"{frame.number:6} {age_ms:7.2f} ms  {best.label if best else '-'}")
+def main(bundle: str, source: str, *sinks: str) -> None:
+    with Pipeline.open(source, bundle, sinks) as pipeline:
+        for frame, result in pipeline:
+            print(f"{frame.number:6} {result.age_us / 1000:7.2f} ms  {result.answer.headline()}")
+        print(pipeline.summary().to_text())
 
 
 if __name__ == "__main__":
