@@ -11,8 +11,6 @@ from edgeferry_deploy.console import size_text
 
 __all__ = ["html_report", "text_summary"]
 
-STAGES = ("capture", "preprocess", "invoke", "decode")
-
 
 def text_summary(figures: dict[str, Any]) -> str:
     """The demo in a table, drawn by rich."""
@@ -178,7 +176,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def stage_table(summary: dict[str, Any]) -> str:
     """Percentiles of each stage with a bar for the median."""
-    longest = max(summary["stages_us"][name]["p50"] for name in STAGES) or 1.0
+    longest = max(stats["p50"] for stats in summary["stages_us"].values()) or 1.0
     rows = []
     for name, stats in [*summary["stages_us"].items(), ("frame age", summary["age_us"])]:
         cells = "".join(f"<td>{stats[key] / 1000:.3f}</td>" for key in ("p50", "p90", "p99", "max"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import tempfile
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from edgeferry_runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, is_me
 from edgeferry_runtime.strict_json import MAX_BYTES
 
 if TYPE_CHECKING:
+    import tempfile
     from zipfile import ZipFile, ZipInfo
 
 __all__ = ["Bundle", "file_entry", "write_bundle"]
@@ -143,6 +143,8 @@ class Bundle:
                 self._verify_file(name)
             return self._join(name)
         if self._unpacked is None:
+            import tempfile
+
             self._unpacked = tempfile.TemporaryDirectory(prefix="edgeferry-")
         path = os.path.join(self._unpacked.name, name.replace("/", "_"))
         if name not in self._verified:
@@ -226,6 +228,8 @@ def write_bundle(path: str | os.PathLike[str], manifest: Manifest, members: dict
     data = manifest.to_bytes()
     version = Manifest.from_bytes(data).version  # what cannot be read back is never written
     path = os.fspath(path)
+    import tempfile
+
     handle, partial = tempfile.mkstemp(prefix=".", suffix=".part", dir=os.path.dirname(os.path.abspath(path)))
     try:
         with os.fdopen(handle, "wb") as file:

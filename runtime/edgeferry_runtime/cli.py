@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-from typing import Any, Sequence
+from typing import Sequence
 
 from edgeferry_runtime import __version__
 from edgeferry_runtime.errors import EdgeferryError
@@ -49,29 +48,54 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--bundle", required=True, metavar="PATH", help="a .ferry file or a folder (a release)")
-    common.add_argument("--variant", metavar="NAME", help="take this variant, not the first that can run here")
-    common.add_argument("--backend", metavar="NAME", help="ai-edge-litert or tflite-runtime")
-    common.add_argument("--threads", type=_count, metavar="N", help="threads of the interpreter")
-    common.add_argument("--json", action="store_true", help="print machine-readable JSON")
-    common.add_argument("--verbose", action="store_true", help="show tracebacks")
+    add = common.add_argument
+    add("--bundle", required=True, metavar="PATH", help="a .ferry file or a folder (a release)")
+    add("--variant", metavar="NAME", help="take this variant, not the first that can run here")
+    add("--backend", metavar="NAME", help="ai-edge-litert or tflite-runtime")
+    add("--threads", type=_threads, metavar="N|auto", help="threads of the interpreter; auto measures once")
+    add("--json", action="store_true", help="print machine-readable JSON")
+    add("--verbose", action="store_true", help="show tracebacks and more of the log")
 
-    run = commands.add_parser("run", parents=[common], help="run the camera loop")
-    run.add_argument(
+    engine = argparse.ArgumentParser(add_help=False)
+    add = engine.add_argument
+    add("--delegate", metavar="DELEGATE", help="xnnpack, edgetpu[:usb:N], or PATH.so[?key=value&...]")
+    add("--no-xnnpack", action="store_true", help="keep the interpreter from using XNNPACK")
+    add("--require-delegate", type=float, metavar="SHARE", help="fail when fewer operations are delegated, 0 to 1")
+    add("--threshold", type=float, metavar="SCORE", help="lowest score to report, 0 to 1; else the bundle's")
+    add("--top-k", type=_count, metavar="N", help="so many classes or boxes at most; else the bundle's")
+    add("--any-arch", action="store_true", help="also run what was made for another architecture")
+
+    run = commands.add_parser("run", parents=[common, engine], help="run the camera loop")
+    add = run.add_argument
+    add(
         "--source",
         required=True,
         metavar="SOURCE",
-        help="/dev/video0, a video, a folder of pictures, synthetic:640x480",
+        help="/dev/video0, picamera2:0, rtsp://..., a video, a folder, synthetic:640x480",
     )
-    run.add_argument(
+    add(
         "--sink",
         action="append",
         default=[],
         metavar="SINK",
-        help="jsonl:-, jsonl:FILE or annotate:FOLDER; repeatable",
+        help="jsonl:-, jsonl:FILE, csv:FILE, mqtt://HOST/TOPIC, webhook:URL, gpio:...; repeatable",
     )
-    run.add_argument("--frames", type=_count, metavar="N", help="end after N frames")
+    add("--annotate", action="append", default=[], metavar="WHERE", help="draw on frames: a folder, or FILE.avi")
+    add("--frames", type=_count, metavar="N", help="end after N results")
+    add("--fps", type=_positive, metavar="N", help="take at most N frames a second")
+    add("--max-age-ms", type=_positive, metavar="MS", help="skip frames that are older before they are run")
+    add("--motion", type=float, nargs="?", const=0.005, metavar="SHARE",
+        help="skip frames in which no more than this share of the picture changed (0.005)")  # fmt: skip
+    add("--realtime", action="store_true", help="play a video file at its own rate, as a camera would")
+    add("--pipelined", choices=("auto", "on", "off"), default="auto", help="read frames beside the interpreter")
+    add("--state", metavar="FILE", help="where to tell how it goes; else in the system's runtime folder")
     run.set_defaults(run=_run)
+
+    bench = commands.add_parser("bench", parents=[common, engine], help="measure cold start, stages, ages, memory")
+    bench.add_argument("--source", default="synthetic:1280x720", metavar="SOURCE", help="synthetic:1280x720")
+    bench.add_argument("--seconds", type=_positive, default=10.0, metavar="S", help="how long the loop runs (10)")
+    bench.add_argument("--frames", type=_count, metavar="N", help="end after N results")
+    bench.set_defaults(run=_bench)
 
     check = commands.add_parser("check", parents=[common], help="replay the bundle's golden frames on this device")
     check.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
@@ -89,45 +113,48 @@ def _count(text: str) -> int:
     return number
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be more than 0, is {}".format(text))
+    return number
+
+
+def _threads(text: str) -> int | str:
+    return text if text == "auto" else _count(text)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    import logging
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.DEBUG if verbose else logging.INFO, format="edgeferry-run: %(message)s"
+    )
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    from contextlib import ExitStack
+    _log_to_stderr(arguments.verbose)
+    from edgeferry_runtime.memory import keep_freed_memory
+    from edgeferry_runtime.running import run
 
-    from edgeferry_runtime.model import Model
-    from edgeferry_runtime.pipeline import Pipeline
-    from edgeferry_runtime.sinks import open_sink
-    from edgeferry_runtime.sources import open_source
-
-    with ExitStack() as stack:
-        model = stack.enter_context(
-            Model.open(arguments.bundle, arguments.variant, arguments.backend, arguments.threads)
-        )
-        source = stack.enter_context(open_source(arguments.source))
-        sinks = [stack.enter_context(open_sink(uri)) for uri in arguments.sink]
-        pipeline = Pipeline(source, model, sinks, arguments.frames)
-        _stop_on_signals(pipeline.stop)
-        summary = pipeline.run()
-    if arguments.json:
-        print(json.dumps({"summary": summary.to_json()}))
-    else:
-        print(summary.to_text(), file=sys.stderr)
-    return 0
+    keep_freed_memory()
+    return run(arguments)
 
 
-def _stop_on_signals(stop: Any) -> None:
-    """The first Ctrl-C or SIGTERM ends the loop after its frame; the second one ends the process."""
+def _bench(arguments: argparse.Namespace) -> int:
+    _log_to_stderr(arguments.verbose)
+    from edgeferry_runtime.benching import bench
+    from edgeferry_runtime.memory import keep_freed_memory
 
-    def handler(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGTERM, handler)
+    keep_freed_memory()
+    return bench(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from edgeferry_runtime.check import check_here, check_in_child
 
-    options = (arguments.bundle, arguments.variant, arguments.backend, arguments.threads)
+    threads = arguments.threads if isinstance(arguments.threads, int) else None
+    options = (arguments.bundle, arguments.variant, arguments.backend, threads)
     report = check_here(*options).to_json() if arguments.in_process else check_in_child(*options)
     if arguments.json:
         print(json.dumps(report))
@@ -150,6 +177,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from edgeferry_runtime.info import describe, to_text
 
-    description = describe(arguments.bundle, arguments.variant, arguments.backend, arguments.threads)
+    threads = arguments.threads if isinstance(arguments.threads, int) else None
+    description = describe(arguments.bundle, arguments.variant, arguments.backend, threads)
     print(json.dumps(description, indent=1) if arguments.json else to_text(description))
     return 0

@@ -6,11 +6,15 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
-from edgeferry_runtime import __version__
+import numpy as np
+
+from edgeferry_runtime import __version__, opencv
 from edgeferry_runtime.backend import installed_backends
 from edgeferry_runtime.bundle import Bundle
+from edgeferry_runtime.delegated import delegated_share
 from edgeferry_runtime.errors import BackendError
 from edgeferry_runtime.model import Model
+from edgeferry_runtime.tuning import loop_key, recall
 
 __all__ = ["describe", "to_text"]
 
@@ -29,7 +33,10 @@ def describe(path: str, variant: str | None, backend: str | None, threads: int |
                     "variant": model.variant.name,
                     "backend": str(model.interpreter.backend),
                     "threads": model.interpreter.threads,
-                    "preprocessing": model.preprocessor.path if model.preprocessor else "tensors",
+                    "threads_measured": _measured(model),
+                    "delegate": model.delegate,
+                    "delegated_share": delegated_share(model.interpreter),
+                    "preprocessing": _paths(model),
                 }
         except BackendError as error:
             here = {"error": error.message, "remedy": error.remedy}
@@ -64,6 +71,28 @@ def describe(path: str, variant: str | None, backend: str | None, threads: int |
         }
 
 
+def _measured(model: Model) -> dict[str, float] | None:
+    """Frames a second by thread count, where the loop measured them on this board."""
+    choice = recall(*loop_key(model))
+    return choice.rates if choice else None
+
+
+def _paths(model: Model) -> dict[str, str]:
+    """How frames of each usual format get into the model's input here; one entry where it takes tensors."""
+    if model.preprocessor is None:
+        return {"tensors": "none"}
+    width, height = _EXAMPLE
+    frames = {"bgr": np.zeros((height, width, 3), np.uint8), "i420": np.zeros((height * 3 // 2, width), np.uint8)}
+    if opencv.available():
+        frames["jpeg"] = opencv.load("info").imencode(".jpg", frames["bgr"])[1].reshape(-1)
+    paths = {}
+    for color, pixels in frames.items():
+        model.preprocess(pixels, color)
+        paths[color] = model.preprocessor.path
+    return paths
+
+
+_EXAMPLE = (1280, 720)  # the size of frame that the ways are shown for
 _PREPROCESSING = "{color} {width}x{height} {geometry}, {resize}; (pixel * {scale:.6g} - {mean}) / {std}"
 
 
@@ -89,7 +118,17 @@ def to_text(d: dict[str, Any]) -> str:
             "               {}".format(here["remedy"]),
         ]
     else:
-        lines.append("here           {variant} on {backend}, {threads} threads; {preprocessing}".format(**here))
+        lines.append("here           {variant} on {backend}, {threads} threads".format(**here))
+        if here["threads_measured"]:
+            rates = sorted(here["threads_measured"].items())
+            lines.append("threads        measured: " + ", ".join("{}: {:.0f}/s".format(*rate) for rate in rates))
+        if here["delegated_share"] is not None:
+            lines.append(
+                "delegated      {:.0%} of the operations{}".format(
+                    here["delegated_share"], ", " + here["delegate"] if here["delegate"] else ""
+                )
+            )
+        lines += ["frames         {}: {}".format(color, path) for color, path in here["preprocessing"].items()]
     lines.append(
         "device         {machine}, Python {python}, edgeferry-runtime {edgeferry_runtime}".format(**d["device"])
     )

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from types import TracebackType
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from edgeferry_runtime.backend import Backend, Interpreter, find_backend, installed_backends
+from edgeferry_runtime.backend import Backend, Interpreter, default_threads, find_backend, installed_backends
 from edgeferry_runtime.bundle import Bundle
+from edgeferry_runtime.delegate import DelegateSpec, default_delegate, edgetpu_devices, load, parse_delegate
 from edgeferry_runtime.errors import BackendError, BackendMissingError, FrameError, UsageError
 from edgeferry_runtime.fields import did_you_mean
 from edgeferry_runtime.manifest import Manifest, TensorSpec, Variant
+from edgeferry_runtime.postprocessing import Postprocessing
+from edgeferry_runtime.preprocessing import Placement
 from edgeferry_runtime.preprocessor import Preprocessor
 from edgeferry_runtime.tasks import make_task
 from edgeferry_runtime.tasks.base import Answer
-from edgeferry_runtime.tensors import dequantize, quantize
+from edgeferry_runtime.tensors import Stored, dequantize, quantize
 
-__all__ = ["Model", "choose_variant"]
+__all__ = ["Model", "Placed", "choose_variant"]
+
+
+class Placed(NamedTuple):
+    """Where a frame's pixels went, to map an answer back to it.
+
+    Attributes:
+        placement: in the model's input; None for tensors that come from no frame: what is decoded then stays in
+            the input's coordinates.
+        size: (width, height) of the frame.
+    """
+
+    placement: Placement | None
+    size: tuple[int, int] | None
+
+
+_NOWHERE = Placed(None, None)
 
 
 def choose_variant(
@@ -65,12 +85,23 @@ class Model:
         bundle: what it was loaded from.
         variant: which file of it.
         interpreter: what runs it.
+        backend_name: its package and version, as results name it.
+        delegate: what else the interpreter hands operations to, "" where there is nothing.
         preprocessor: frames to tensor; None for a model whose inputs come as tensors.
+        frame_input: the interpreter's memory that frames go to.
+        placed: where the pixels of the last frame went.
         inputs: the interpreter's own input memory, by input name.
         identity: name and short version, as in "digits-0123456789ab".
     """
 
-    def __init__(self, bundle: Bundle, variant: Variant, interpreter: Interpreter) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        interpreter: Interpreter,
+        threshold: float | None = None,
+        top_k: int | None = None,
+    ) -> None:
         self.bundle = bundle
         self.variant = variant
         self.interpreter = interpreter
@@ -82,16 +113,22 @@ class Model:
         self._specs = {spec.name: spec for spec in variant.inputs}
         declared = manifest.preprocessing
         self.preprocessor = Preprocessor(declared, variant.inputs[0]) if declared else None
-        self._frame_input = self.inputs[variant.inputs[0].name]
-        self._frame_size: tuple[int, int] | None = None
+        self.frame_input = self.inputs[variant.inputs[0].name]
+        self.frame_size = (declared.width, declared.height) if declared else None
+        self.placed = _NOWHERE
+        self.backend_name = str(interpreter.backend)
+        self.delegate = ""
         labels: list[str] = []
         if manifest.postprocessing.labels:
             labels = bundle.read(manifest.postprocessing.labels).decode("utf-8").splitlines()
         read = set(manifest.postprocessing.outputs.values())
-        self._answer = [spec for spec in variant.outputs if spec.name in read or not read]
-        self._task = make_task(
-            manifest.postprocessing, labels, (declared.width, declared.height) if declared else None
-        )
+        # The interpreter's own memory, which stays where it is: decoding begins without a copy.
+        self._answer = {
+            spec.name: Stored(interpreter.output(spec.tensor), spec)
+            for spec in variant.outputs
+            if spec.name in read or not read
+        }
+        self._task = make_task(_asked_for(manifest.postprocessing, threshold, top_k), labels, self.frame_size)
 
     @classmethod
     def open(
@@ -100,6 +137,11 @@ class Model:
         variant: str | None = None,
         backend: str | None = None,
         threads: int | None = None,
+        delegate: str | None = None,
+        xnnpack: bool = True,
+        accelerators: Sequence[str] | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
     ) -> Model:
         """Verify a bundle, choose a variant and load it.
 
@@ -108,23 +150,41 @@ class Model:
             variant: its name; None takes the first that can run here.
             backend: "ai-edge-litert" or "tflite-runtime"; None takes the first that is installed.
             threads: None takes the profile's number, or a default where the profile leaves it open.
+            delegate: as ``delegate.parse_delegate`` reads it ("edgetpu", "libfoo.so?key=value"); None takes the
+                one the variant is for.
+            xnnpack: False keeps the interpreter from using XNNPACK.
+            accelerators: kinds that may be used; None asks the system which are there.
+            threshold, top_k: in the place of the bundle's; None leaves those.
 
         Raises:
-            BundleError, BackendError, UsageError: and their subclasses.
+            BundleError, BackendError, DependencyError, UsageError: and their subclasses.
         """
+        wanted = parse_delegate(delegate) if delegate else None
+        if accelerators is None:
+            accelerators = ["edgetpu"] if (wanted and wanted.kind == "edgetpu") or edgetpu_devices() else []
         bundle = path if isinstance(path, Bundle) else Bundle.open(path)
         try:
             manifest = bundle.manifest
             found: list[Backend] = [find_backend((backend,))] if backend else installed_backends()
             if not found:
                 find_backend()  # raises, and says why for each
-            chosen = choose_variant(manifest, [b.name for b in found], name=variant)
+            chosen = choose_variant(manifest, [b.name for b in found], accelerators, variant)
             engine = next((b for b in found if b.name in chosen.backends), None)
             if engine is None:
                 raise BackendMissingError("no interpreter for variant {}".format(chosen.name))
             if threads is None:
                 threads = profile_threads(manifest)
-            return cls(bundle, chosen, Interpreter(bundle.file_path(chosen.file), engine, threads))
+            if wanted is None and chosen.delegate:
+                wanted = parse_delegate(chosen.delegate)
+            elif wanted is None and xnnpack:
+                wanted = default_delegate(chosen.scheme, engine)
+            file = bundle.file_path(chosen.file)
+            interpreter, used = _interpreter(
+                file, engine, threads, wanted, asked=bool(delegate or chosen.delegate), xnnpack=xnnpack
+            )
+            model = cls(bundle, chosen, interpreter, threshold, top_k)
+            model.delegate = used
+            return model
         except BaseException:
             if bundle is not path:
                 bundle.close()
@@ -145,8 +205,16 @@ class Model:
                 "{} takes tensors ({}), not frames".format(self.identity, ", ".join(self.inputs)),
                 "Give them with Model.set_inputs({name: numbers}).",
             )
-        self.preprocessor(pixels, color, out=self._frame_input)
-        self._frame_size = (pixels.shape[1], pixels.shape[0])
+        self.preprocessor(pixels, color, out=self.frame_input)
+        self.placed = Placed(self.preprocessor.placement, self.preprocessor.frame_size)
+
+    def load(self, tensor: np.ndarray) -> None:
+        """Copy a preprocessed frame into the interpreter's input memory.
+
+        Args:
+            tensor: of the input's shape and dtype, from a preprocessor of this model's declaration.
+        """
+        np.copyto(self.frame_input, tensor)
 
     def set_inputs(self, real: Mapping[str, np.ndarray]) -> None:
         """Put real numbers in, by input name; each is quantised as its tensor wants it.
@@ -181,9 +249,12 @@ class Model:
 
     def _forget_frame(self) -> None:
         """A tensor comes from no frame: what is decoded next stays in the input's coordinates."""
-        self._frame_size = None
-        if self.preprocessor is not None:
-            self.preprocessor.placement = None
+        self.placed = _NOWHERE
+
+    def warm_up(self, invokes: int = 2) -> None:
+        """Run the interpreter on whatever its input holds: the first invoke sets up kernels and pages."""
+        for _ in range(invokes):
+            self.invoke()
 
     def invoke(self) -> None:
         """Run the interpreter on what the input holds."""
@@ -196,15 +267,17 @@ class Model:
             for spec in self.variant.outputs
         }
 
-    def decode(self) -> Answer:
+    def decode(self, placed: Placed | None = None) -> Answer:
         """The task's answer from the outputs of the last invoke.
+
+        Args:
+            placed: where the pixels of the frame that was run went; None takes the last one preprocessed.
 
         Raises:
             BackendError: an output is not finite.
         """
-        real = {spec.name: dequantize(self.interpreter.output(spec.tensor), spec) for spec in self._answer}
-        placement = self.preprocessor.placement if self.preprocessor else None
-        return self._task(real, placement, self._frame_size)
+        placement, size = placed or self.placed
+        return self._task(self._answer, placement, size)
 
     def __call__(self, pixels: np.ndarray, color: str = "bgr") -> Answer:
         """One frame to one answer."""
@@ -223,6 +296,36 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _interpreter(
+    file: str, backend: Backend, threads: int | None, spec: DelegateSpec | None, asked: bool, xnnpack: bool
+) -> tuple[Interpreter, str]:
+    """An interpreter with its delegate, and that one's name; a delegate nobody asked for may be left out."""
+    try:
+        loaded = load(spec, backend, threads or default_threads()) if spec else None
+        return Interpreter(file, backend, threads, loaded, xnnpack), str(spec) if loaded is not None else ""
+    except BackendError:
+        if asked or spec is None:
+            raise
+        return Interpreter(file, backend, threads, None, xnnpack), ""
+
+
+def _asked_for(declared: Postprocessing, threshold: float | None, top_k: int | None) -> Postprocessing:
+    """The bundle's postprocessing with what the user wants otherwise.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise UsageError("the threshold is {}, it must be 0 to 1".format(threshold))
+        declared = replace(declared, threshold=threshold)
+    if top_k is not None:
+        if top_k < 1:
+            raise UsageError("top_k is {}, it must be 1 or more".format(top_k))
+        declared = replace(declared, top_k=top_k)
+    return declared
 
 
 def profile_threads(manifest: Manifest) -> int | None:

@@ -1,159 +1,516 @@
-"""The camera loop: capture, preprocess, invoke, decode, sinks, with every stage timed for every frame."""
+"""The camera loop: frames through model and sinks, each stage timed, every frame that comes to nothing counted.
+
+Reading and preprocessing run beside the interpreter in a thread of their own where that pays, else in turn with
+it.  A frame has one owner at a time: the source, then whoever reads it, then the interpreter's thread, then the
+sinks.  From a live source the next frame is taken as late as it can be and still be ready when the interpreter
+is, so that it is as young as it can be.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 import time
-from dataclasses import dataclass
-from typing import Any, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence
 
-from edgeferry_runtime.model import Model
+import numpy as np
+
+from edgeferry_runtime.backend import available_cores
+from edgeferry_runtime.errors import BackendError, EdgeferryError, FrameError
+from edgeferry_runtime.mailbox import Mailbox
+from edgeferry_runtime.model import Model, Placed
+from edgeferry_runtime.outlet import Outlet
+from edgeferry_runtime.preprocessor import Preprocessor
 from edgeferry_runtime.results import STAGES, Result
+from edgeferry_runtime.sinks import open_sink
 from edgeferry_runtime.sinks.base import Sink
-from edgeferry_runtime.sources.base import FrameSource
-from edgeferry_runtime.stats import LatencyStats
+from edgeferry_runtime.sources import open_source
+from edgeferry_runtime.sources.base import WAITING, Frame, FrameSource
+from edgeferry_runtime.summary import Summary, Tally
 
-__all__ = ["Pipeline", "Summary"]
+if TYPE_CHECKING:
+    from edgeferry_runtime.motion import MotionGate
+    from edgeferry_runtime.service import Heartbeat
+    from edgeferry_runtime.standby import Standby
+
+__all__ = ["Pipeline"]
+
+_LOG = logging.getLogger("edgeferry")
+_MODEL_OPTIONS = ("variant", "backend", "threads", "delegate", "threshold", "top_k")
+_POLL_S = 0.25  # how soon a stop is noticed by a thread that waits
+_TRIAL_FRAMES = 8  # after which it is known whether reading beside the interpreter pays
+_WORTH = 0.05  # of a frame's time, and ...
+_WORTH_US = 150.0  # ... what must run side by side for the handing over between threads to pay
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run amounted to.
+class _Prepared(NamedTuple):
+    """A frame on its way to the interpreter.  Times are ``time.monotonic_ns()``."""
 
-    Attributes:
-        bundle, variant, backend, threads, preprocessing: what ran.
-        frames: results given.
-        seconds: from the first read to the last result.
-        stages, age: latencies in microseconds, over all frames.
-    """
-
-    bundle: str
-    variant: str
-    backend: str
-    threads: int
-    preprocessing: str
-    frames: int
-    seconds: float
-    stages: dict[str, LatencyStats]
-    age: LatencyStats
-
-    @property
-    def fps(self) -> float:
-        """Results a second."""
-        return self.frames / self.seconds if self.seconds > 0 else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "bundle": self.bundle,
-            "variant": self.variant,
-            "backend": self.backend,
-            "threads": self.threads,
-            "preprocessing": self.preprocessing,
-            "frames": self.frames,
-            "seconds": round(self.seconds, 6),
-            "fps": round(self.fps, 2),
-            "stages_us": {name: stats.to_json() for name, stats in self.stages.items()},
-            "age_us": self.age.to_json(),
-        }
-
-    def to_text(self) -> str:
-        """A table for people."""
-        lines = [
-            "{} frames in {:.2f} s = {:.1f} frames/s".format(self.frames, self.seconds, self.fps),
-            "{} {} on {}, {} thread{}".format(
-                self.bundle, self.variant, self.backend, self.threads, "" if self.threads == 1 else "s"
-            ),
-            "preprocessing: {}".format(self.preprocessing),
-            "{:<12}{:>10}{:>10}{:>10}{:>10}".format("", "p50 ms", "p90 ms", "p99 ms", "max ms"),
-        ]
-        for name, stats in [*list(self.stages.items()), ("frame age", self.age)]:
-            values = stats.to_json()
-            lines.append(
-                "{:<12}".format(name)
-                + "".join("{:>10.3f}".format(values[key] / 1000) for key in ("p50", "p90", "p99", "max"))
-            )
-        return "\n".join(lines)
+    frame: Frame
+    model: Model
+    tensor: np.ndarray  # the interpreter's own memory, or a copy that has to go there
+    placed: Placed
+    began_ns: int
+    read_ns: int
+    decoded_ns: int
+    ready_ns: int
 
 
 class Pipeline:
     """Runs a model on a source until the source ends, enough frames are done, or it is told to stop.
 
+    Iterate over it for (frame, result) pairs, or call :meth:`run`.
+
     Args:
-        source, model, sinks: opened by the caller, who also closes them.
+        source, model, sinks: opened by the caller, who also closes them; :meth:`open` does both.
         frames: how many results at most; None for no limit.
+        pipelined: reading and preprocessing beside the interpreter; None does so where there are cores for it and
+            the first frames show that it pays.
+        fps: at most so many frames a second are taken.
+        max_age_ms: frames older than this when the interpreter is ready for them are skipped.
+        motion: frames that differ from the last one that was run in a smaller share of their pixels than this
+            are skipped, 0 to 1; None runs all.
+        standby: what to run when an accelerator fails.
+        heartbeat: told of every result, so that a watchdog knows that results flow.
+
+    Attributes:
+        tally: what was counted so far.
+        model: what runs; changes when an accelerator fails or comes back.
+        trouble: the last thing that went wrong and was survived, "" when nothing did.
+
+    Raises:
+        FrameError: the model takes tensors, not frames.
     """
 
     def __init__(
-        self, source: FrameSource, model: Model, sinks: Sequence[Sink], frames: int | None = None
+        self,
+        source: FrameSource,
+        model: Model,
+        sinks: Sequence[Sink] = (),
+        frames: int | None = None,
+        pipelined: bool | None = None,
+        fps: float | None = None,
+        max_age_ms: float | None = None,
+        motion: float | None = None,
+        standby: Standby | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
+        if model.preprocessor is None:
+            raise FrameError(
+                "{} takes tensors ({}), not frames".format(model.identity, ", ".join(model.inputs)),
+                "Give them with Model.set_inputs({name: numbers}), without a pipeline.",
+            )
+        self.model = model
+        self.tally = Tally()
+        self.trouble = ""
         self._source = source
-        self._model = model
         self._sinks = sinks
         self._limit = frames
+        self._pipelined = pipelined if available_cores() > 1 or pipelined else False
+        self._shape = "sequential"
+        self._preprocessor = model.preprocessor
+        self._period_ns = int(1e9 / fps) if fps else 0
+        self._due_ns = 0
+        self._max_age_ns = int(max_age_ms * 1e6) if max_age_ms else 0
+        self._gate: MotionGate | None = None
+        if motion is not None:
+            from edgeferry_runtime.motion import MotionGate
+
+            self._gate = MotionGate(motion)
+        self._standby = standby
+        self._heartbeat = heartbeat
+        self._outlets: list[Outlet] = []
+        self._owned = ExitStack()
         self._stopping = False
+        self._error: BaseException | None = None
+        self._refused: EdgeferryError | None = None
+        # What the interpreter and the preparation of a frame take, smoothed: when to take the next frame.
+        self._cycle_ns = self._preparation_ns = 0
+        self._idle_at_ns = 0
+
+    @classmethod
+    def open(
+        cls,
+        source: str | FrameSource,
+        bundle: str | os.PathLike[str],
+        sinks: Sequence[str | Sink] = (),
+        **options: Any,
+    ) -> Pipeline:
+        """A pipeline from names; use it as a context manager, which closes what it runs.
+
+        Args:
+            source: as for ``open_source``: "/dev/video0", a video, a folder; or a source of one's own.
+            bundle: a ``.ferry`` file or a folder.
+            sinks: as for ``open_sink``, or of one's own.
+            **options: of the constructor; and ``variant``, ``backend``, ``threads``, ``delegate``, ``threshold``
+                and ``top_k`` of ``Model.open``.
+        """
+        chosen = {name: options.pop(name) for name in _MODEL_OPTIONS if name in options}
+        with ExitStack() as stack:
+            model = stack.enter_context(Model.open(bundle, **chosen))
+            if isinstance(source, str):
+                source = open_source(source, want=model.frame_size, encoded=True)
+            stack.enter_context(source)
+            opened = [stack.enter_context(open_sink(s) if isinstance(s, str) else s) for s in sinks]
+            pipeline = cls(source, model, opened, **options)
+            pipeline._owned = stack.pop_all()
+        return pipeline
+
+    def close(self) -> None:
+        """Close what :meth:`open` was given or opened."""
+        self._owned.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def stop(self) -> None:
-        """End after the frame that is under way; may be called from a signal handler."""
+        """End after the frame that is under way; may be called from a signal handler or another thread."""
         self._stopping = True
 
-    def warm_up(self, invokes: int = 2) -> None:
-        """Run the interpreter on whatever its input holds: the first invoke sets up kernels and pages."""
-        for _ in range(invokes):
-            self._model.invoke()
-
     def run(self) -> Summary:
-        """Warm up, then loop.
+        """Run to the end.
 
         Raises:
-            SourceError, SinkError, FrameError, BackendError.
+            SourceError, SinkError, BackendError: what could not be survived.
+            FrameError: no frame at all could be decoded.
         """
-        model, clock = self._model, time.monotonic_ns
-        stages = {name: LatencyStats() for name in STAGES}
-        age = LatencyStats()
-        backend = str(model.interpreter.backend)
-        self.warm_up()
-        count = 0
-        started = clock()
-        while not self._stopping and (self._limit is None or count < self._limit):
-            marks = [clock()]
-            frame = self._source.read()
-            if frame is None:
-                break
-            marks.append(clock())
-            model.preprocess(frame.pixels, frame.color)
-            marks.append(clock())
-            model.invoke()
-            marks.append(clock())
-            answer = model.decode()
-            marks.append(clock())
-            times = {name: (marks[i + 1] - marks[i]) / 1000 for i, name in enumerate(STAGES)}
-            age_us = (marks[-1] - frame.captured_ns) / 1000
-            result = Result(
-                frame=frame.number,
-                name=frame.name,
-                bundle=model.identity,
-                variant=model.variant.name,
-                backend=backend,
-                time=time.time(),
-                age_us=age_us,
-                stages_us=times,
-                answer=answer,
-            )
-            for name, microseconds in times.items():
-                stages[name].add(microseconds)
-            age.add(age_us)
-            for sink in self._sinks:
-                sink.write(frame, result)
-            count += 1
-        seconds = (clock() - started) / 1e9
+        for _ in self:
+            pass
+        return self.summary()
+
+    def __iter__(self) -> Iterator[tuple[Frame, Result]]:
+        """Warm up, then give each frame with its result; sinks have been given it too.
+
+        Raises:
+            As :meth:`run`.
+        """
+        if self._source.live:  # a file's first result comes sooner without
+            self.model.warm_up(1)
+        self.tally = tally = Tally()
+        live = self._source.live
+        self._outlets = [Outlet(sink, live) for sink in self._sinks]
+        try:
+            if self._pipelined is not True:
+                yield from self._in_turn(None if self._pipelined is False else _TRIAL_FRAMES)
+            if self._pipelined is not False and self._going():
+                yield from self._side_by_side()
+        finally:
+            tally.ended_ns = time.monotonic_ns()
+            for outlet in self._outlets:
+                outlet.finish()
+        for outlet in self._outlets:
+            if outlet.error is not None and not live:
+                raise outlet.error
+        if self._refused is not None and not tally.frames:
+            raise self._refused
+
+    def summary(self) -> Summary:
+        """What was counted so far."""
+        tally, model = self.tally, self.model
         return Summary(
             bundle=model.identity,
             variant=model.variant.name,
-            backend=backend,
+            backend=str(model.interpreter.backend),
+            delegate=model.delegate,
             threads=model.interpreter.threads,
-            preprocessing=model.preprocessor.path if model.preprocessor else "tensors",
-            frames=count,
-            seconds=seconds,
-            stages=stages,
-            age=age,
+            shape=self._shape,
+            preprocessing=self._preprocessor.path,
+            frames=tally.frames,
+            seconds=(tally.ended_ns - tally.started_ns) / 1e9,
+            losses=self._losses(),
+            reopened=self._source.reopened,
+            sinks=self._sink_counts(),
+            stages=dict(zip(STAGES, tally.stages)),
+            age=tally.age,
+            capture_to_invoke=tally.capture_to_invoke,
         )
+
+    def state(self) -> dict[str, Any]:
+        """How it goes just now, as plain values; may be asked from another thread."""
+        tally, model, source = self.tally, self.model, self._source
+        return {
+            "bundle": model.identity,
+            "variant": model.variant.name,
+            "backend": model.backend_name,
+            "delegate": model.delegate,
+            "threads": model.interpreter.threads,
+            "shape": self._shape,
+            "frames": tally.frames,
+            "losses": self._losses(),
+            "age_us": tally.age.to_json(),
+            "source": {"outage": source.outage, "reopened": source.reopened},
+            "sinks": self._sink_counts(),
+            "trouble": self.trouble,
+        }
+
+    def _sink_counts(self) -> dict[str, dict[str, Any]]:
+        """By uri; a second one of the same uri has its place behind it."""
+        counts: dict[str, dict[str, Any]] = {}
+        for number, outlet in enumerate(self._outlets, 1):
+            uri = outlet.sink.uri or type(outlet.sink).__name__
+            counts[uri if uri not in counts else "{} ({})".format(uri, number)] = outlet.counts()
+        return counts
+
+    def _losses(self) -> dict[str, int]:
+        """Frames that came to no result, those counted by the source among them."""
+        losses, source = self.tally.losses, self._source
+        return dict(losses, unread=source.dropped, damaged=losses["damaged"] + source.skipped)
+
+    # One after the other, in this thread.
+
+    def _in_turn(self, trial: int | None) -> Iterator[tuple[Frame, Result]]:
+        """All frames, or as many as show that two threads are better."""
+        while self._going():
+            model = self.model
+            prepared = self._prepare(model, model.preprocessor, model.frame_input)
+            if prepared is None:
+                self._stopping = True
+                return
+            outcome = self._finish(prepared)
+            if outcome is not None:
+                yield outcome
+            if trial is not None and self.tally.frames >= trial:
+                if self._pays():
+                    return
+                trial = None
+
+    def _pays(self) -> bool:
+        """Whether there is enough that can run side by side."""
+        middle = {name: stats.percentile(50) for name, stats in zip(STAGES, self.tally.stages)}
+        preparing, running = middle["decode"] + middle["preprocess"], middle["invoke"] + middle["postprocess"]
+        if not self._source.live:
+            preparing += middle["capture"]
+        elif middle["capture"] > preparing:
+            return False  # the loop waits for frames as it is; two threads would only make them older
+        return min(preparing, running) > max(_WORTH_US, _WORTH * (preparing + running))
+
+    # Side by side: a thread prepares, this one runs the interpreter.
+
+    def _side_by_side(self) -> Iterator[tuple[Frame, Result]]:
+        self._shape = "pipelined"
+        ready: Mailbox[_Prepared] = Mailbox(1)
+        thread = threading.Thread(target=self._prepare_ahead, args=(ready,), name="edgeferry-prepare", daemon=True)
+        thread.start()
+        try:
+            while self._going():
+                prepared = ready.get(_POLL_S)
+                if prepared is None:
+                    if ready.closed and not len(ready):
+                        break
+                    continue
+                outcome = self._finish(prepared)
+                if outcome is not None:
+                    yield outcome
+        finally:
+            self._stopping = True
+            ready.close()
+            # A source that blocks (a pipe nobody writes to) is left to end with the process.
+            thread.join(4 * _POLL_S)
+        if self._error is not None:
+            raise self._error
+
+    def _prepare_ahead(self, ready: Mailbox[_Prepared]) -> None:
+        try:
+            ring = _Ring(self.model)
+            while not self._stopping:
+                if self._source.live and not self._wait_for_the_moment(ready):
+                    continue
+                if ring.model is not self.model:
+                    ring = _Ring(self.model)
+                prepared = self._prepare(ring.model, ring.preprocessor, ring.tensor())
+                if prepared is None:
+                    break
+                ready.put(prepared)
+        except BaseException as error:
+            self._error = error
+        finally:
+            ready.close()
+
+    def _wait_for_the_moment(self, ready: Mailbox[_Prepared]) -> bool:
+        """Wait until a frame that is taken now will be ready just when the interpreter is; False on the way."""
+        if not ready.wait_until_empty(_POLL_S):
+            return False
+        lead_ns = self._preparation_ns + self._preparation_ns // 4 + 1_000_000
+        left_ns = self._idle_at_ns - lead_ns - time.monotonic_ns()
+        if left_ns > 0:
+            ready.wait_until_wanted(left_ns / 1e9)
+        return True
+
+    # What both have in common.
+
+    def _going(self) -> bool:
+        return not self._stopping and (self._limit is None or self.tally.frames < self._limit)
+
+    def _prepare(self, model: Model, preprocessor: Preprocessor | None, tensor: np.ndarray) -> _Prepared | None:
+        """Read frames until one is worth running, and preprocess it into ``tensor``; None at the end."""
+        assert preprocessor is not None  # noqa: S101 - the constructor saw to it
+        self._preprocessor = preprocessor
+        clock, source = time.monotonic_ns, self._source
+        while not self._stopping:
+            if self._period_ns:
+                self._keep_pace()
+            began = clock()
+            frame = source.read(_POLL_S)
+            if frame is None:
+                return None
+            if frame is WAITING:
+                continue
+            read = clock()
+            if self._max_age_ns and read - frame.captured_ns > self._max_age_ns:
+                self.tally.losses["stale"] += 1
+                continue
+            try:
+                if self._gate is not None and not self._gate.moved(frame):
+                    self.tally.losses["still"] += 1
+                    self._idle()
+                    continue
+                preprocessor(frame.pixels, frame.color, out=tensor)
+            except FrameError as error:
+                self._survive(error, "damaged", "frame {}".format(frame.number))
+                continue
+            ready = clock()
+            preparation = ready - read
+            self._preparation_ns = _smoothed(self._preparation_ns, preparation)
+            return _Prepared(
+                frame,
+                model,
+                tensor,
+                Placed(preprocessor.placement, preprocessor.frame_size),
+                began,
+                read,
+                preprocessor.decoded_ns,
+                ready,
+            )
+        return None
+
+    def _finish(self, prepared: _Prepared) -> tuple[Frame, Result] | None:
+        """Run the interpreter on a prepared frame and hand its result out; None when it comes to none."""
+        clock, tally = time.monotonic_ns, self.tally
+        frame, model, tensor, placed, began, read, decoded, ready = prepared
+        if self._standby is not None:
+            self.model = self._standby.restored(self.model)
+        taken = clock()
+        if self._max_age_ns and taken - frame.captured_ns > self._max_age_ns:
+            tally.losses["stale"] += 1
+            return None
+        if model is not self.model:  # another model since it was prepared
+            model, placed = self._prepare_again(frame)
+        elif tensor is not model.frame_input:
+            model.load(tensor)
+        start = clock()
+        self._idle_at_ns = start + self._cycle_ns
+        try:
+            model.invoke()
+        except BackendError as error:
+            model, placed = self._fail_over(error, frame)
+        invoked = clock()
+        try:
+            answer = model.decode(placed)
+        except BackendError as error:
+            self._survive(error, "invalid", "frame {}".format(frame.number))
+            return None
+        done = clock()
+        self._cycle_ns = _smoothed(self._cycle_ns, done - start)
+        captured = frame.captured_ns
+        in_pixels = decoded or read
+        stages = (
+            (read - began) / 1000,
+            (in_pixels - read) / 1000,
+            (ready - in_pixels + start - taken) / 1000,
+            (read - captured + taken - ready) / 1000,
+            (invoked - start) / 1000,
+            (done - invoked) / 1000,
+        )
+        age = (done - captured) / 1000
+        tally.add(stages, age, (start - captured) / 1000)
+        tally.ended_ns = done
+        result = Result(
+            frame.number,
+            frame.name,
+            model.identity,
+            model.variant.name,
+            model.backend_name,
+            captured,
+            time.time(),
+            age,
+            stages,
+            tally.lost + self._source.dropped,
+            answer,
+        )
+        for outlet in self._outlets:
+            outlet.put(frame, result)
+        if self._heartbeat is not None:
+            self._heartbeat.advance()
+        return frame, result
+
+    def _prepare_again(self, frame: Frame) -> tuple[Model, Placed]:
+        """A frame that was prepared for a model that no longer runs."""
+        self.model.preprocess(frame.pixels, frame.color)
+        return self.model, self.model.placed
+
+    def _fail_over(self, error: BackendError, frame: Frame) -> tuple[Model, Placed]:
+        """Run a frame on which the interpreter failed with what stands by.
+
+        Raises:
+            BackendError: nothing does, or it fails as well.
+        """
+        if self._standby is None:
+            raise error
+        self.model = self._standby.replace(self.model, error)
+        self.trouble = error.message
+        again = self._prepare_again(frame)
+        self.model.invoke()
+        return again
+
+    def _survive(self, error: EdgeferryError, loss: str, what: str) -> None:
+        """Count a frame that came to nothing; the first of each kind is named in the log."""
+        if not self.tally.losses[loss]:
+            _LOG.warning("%s came to no result: %s (more like it are only counted)", what, error.message)
+        self.tally.losses[loss] += 1
+        self.trouble = error.message
+        self._refused = error
+
+    def _keep_pace(self) -> None:
+        """Wait until the next frame is due."""
+        while not self._stopping:
+            left_s = (self._due_ns - time.monotonic_ns()) / 1e9
+            if left_s <= 0:
+                break
+            self._idle()
+            time.sleep(min(left_s, _POLL_S))
+        self._due_ns = max(self._due_ns, time.monotonic_ns() - self._period_ns) + self._period_ns
+
+    def _idle(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.idle()
+
+
+def _smoothed(known: int, value: int) -> int:
+    return known + (value - known) // 8 if known else value
+
+
+class _Ring:
+    """Where the preparing thread writes: three tensors in turn, and a preprocessor of its own.
+
+    One is being written, one is ready, one is being copied into the interpreter's memory.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        spec = model.variant.inputs[0]
+        assert model.preprocessor is not None  # noqa: S101 - the pipeline saw to it
+        self.preprocessor = Preprocessor(model.preprocessor.declared, spec)
+        self._tensors = [np.empty(spec.shape, spec.dtype) for _ in range(3)]
+        self._next = 0
+
+    def tensor(self) -> np.ndarray:
+        self._next = (self._next + 1) % 3
+        return self._tensors[self._next]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeferry_runtime.tasks.base import Answer
 
 __all__ = ["STAGES", "Result"]
 
-STAGES = ("capture", "preprocess", "invoke", "decode")
+# capture      waiting for the source and reading it
+# decode       a JPEG frame into pixels, where the source hands JPEG over; else 0
+# preprocess   pixels into the model's input
+# wait         the frame lying still between the stages
+# invoke       the interpreter
+# postprocess  outputs into an answer
+# All but capture add up to the frame's age.
+STAGES = ("capture", "decode", "preprocess", "wait", "invoke", "postprocess")
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """One result.
 
     Attributes:
@@ -21,9 +26,11 @@ class Result:
         name: where the frame came from, "" for streams.
         bundle: name and short version of the bundle, "digits-0123456789ab".
         variant, backend: what ran it.
+        captured_ns: when the source had the frame, ``time.monotonic_ns()``.
         time: when the result was ready, seconds since 1970.
         age_us: from capture to result.
-        stages_us: microseconds a stage, keys as in ``STAGES``.
+        stages_us: microseconds a stage, in the order of ``STAGES``.
+        dropped: frames so far that came to no result: never read, stale, still or damaged.
         answer: the task's.
     """
 
@@ -32,9 +39,11 @@ class Result:
     bundle: str
     variant: str
     backend: str
+    captured_ns: int
     time: float
     age_us: float
-    stages_us: dict[str, float]
+    stages_us: tuple[float, ...]
+    dropped: int
     answer: Answer
 
     def to_json(self) -> dict[str, Any]:
@@ -43,10 +52,11 @@ class Result:
             "frame": self.frame,
             "time": round(self.time, 6),
             "age_ms": round(self.age_us / 1000, 3),
+            "dropped": self.dropped,
             "bundle": self.bundle,
             "variant": self.variant,
             "backend": self.backend,
-            "stages_us": {name: round(us, 1) for name, us in self.stages_us.items()},
+            "stages_us": {name: round(us, 1) for name, us in zip(STAGES, self.stages_us)},
         }
         if self.name:
             value["name"] = self.name
