@@ -37,6 +37,10 @@ OVERHEAD = {  # cases of runtime_overhead.py: what they are, and the share of in
 }
 
 
+# As on a device: bytecode is compiled once and kept.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one process did.
@@ -69,7 +73,7 @@ def outcome(argv: list, environment: Mapping[str, str] | None = None) -> Outcome
             [str(word) for word in argv],
             stdout=subprocess.PIPE,
             stderr=complaints,
-            env={**os.environ, **(environment or {})},
+            env=ENVIRONMENT | dict(environment or {}),
         )
         assert process.stdout is not None
         head = process.stdout.readline()

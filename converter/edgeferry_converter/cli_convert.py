@@ -40,8 +40,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--task", choices=TASKS, help="default: told by the labels of the data")
     add(
         "--preprocess",
-        metavar="PRESET|FILE",
-        help="raw (default), unit, tf, torch or caffe, or a .toml file: what the model was trained with",
+        metavar="PRESET|FILE[,KEY=VALUE...]",
+        help="raw (default), unit, tf, torch or caffe, or a .toml file: what the model was trained with; keys as "
+        "geometry=letterbox or decode=reduced",
     )
     add("--seed", type=int, default=0, metavar="N", help="of the division into calibration and evaluation")
 

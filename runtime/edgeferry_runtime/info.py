@@ -93,7 +93,10 @@ def _paths(model: Model) -> dict[str, str]:
 
 
 _EXAMPLE = (1280, 720)  # the size of frame that the ways are shown for
-_PREPROCESSING = "{color} {width}x{height} {geometry}, {resize}; (pixel * {scale:.6g} - {mean}) / {std}"
+_PREPROCESSING = (
+    "{color} {width}x{height} {geometry}, {resize}; (pixel * {scale:.6g} - {mean}) / {std}; "
+    "decode {decode}, planes {planes}"
+)
 
 
 def to_text(d: dict[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from types import TracebackType
 from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
 
+from edgeferry_runtime import opencv
 from edgeferry_runtime.backend import Backend, Interpreter, default_threads, find_backend, installed_backends
 from edgeferry_runtime.bundle import Bundle
 from edgeferry_runtime.delegate import DelegateSpec, default_delegate, edgetpu_devices, load, parse_delegate
@@ -17,7 +19,7 @@ from edgeferry_runtime.fields import did_you_mean
 from edgeferry_runtime.manifest import Manifest, TensorSpec, Variant
 from edgeferry_runtime.postprocessing import Postprocessing
 from edgeferry_runtime.preprocessing import Placement
-from edgeferry_runtime.preprocessor import Preprocessor
+from edgeferry_runtime.preprocessor import Picture, Preprocessor
 from edgeferry_runtime.tasks import make_task
 from edgeferry_runtime.tasks.base import Answer
 from edgeferry_runtime.tensors import Stored, dequantize, quantize
@@ -178,7 +180,7 @@ class Model:
                 wanted = parse_delegate(chosen.delegate)
             elif wanted is None and xnnpack:
                 wanted = default_delegate(chosen.scheme, engine)
-            file = bundle.file_path(chosen.file)
+            file = _verified(bundle, chosen.file)
             interpreter, used = _interpreter(
                 file, engine, threads, wanted, asked=bool(delegate or chosen.delegate), xnnpack=xnnpack
             )
@@ -206,6 +208,12 @@ class Model:
                 "Give them with Model.set_inputs({name: numbers}).",
             )
         self.preprocessor(pixels, color, out=self.frame_input)
+        self.placed = Placed(self.preprocessor.placement, self.preprocessor.frame_size)
+
+    def place(self, picture: Picture) -> None:
+        """The same for a frame that was decoded before, see ``Preprocessor.decode``."""
+        assert self.preprocessor is not None  # noqa: S101 - who decoded it had one
+        self.preprocessor.place(picture, out=self.frame_input)
         self.placed = Placed(self.preprocessor.placement, self.preprocessor.frame_size)
 
     def load(self, tensor: np.ndarray) -> None:
@@ -296,6 +304,26 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _verified(bundle: Bundle, member: str) -> str:
+    """The path of a member; while it is read and hashed, OpenCV is imported, which takes about as long."""
+    outcome: list[str | BaseException] = []
+
+    def verify() -> None:
+        try:
+            outcome.append(bundle.file_path(member))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=verify, name="edgeferry-verify")
+    thread.start()
+    opencv.available()
+    thread.join()
+    (found,) = outcome
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _interpreter(

@@ -15,7 +15,7 @@ from edgeferry_runtime.manifest import Manifest
 from edgeferry_runtime.model import Model, choose_variant
 from edgeferry_runtime.standby import Standby
 
-__all__ = ["Choices", "check_architecture", "open_for_loop", "open_model"]
+__all__ = ["Choices", "check_architecture", "open_for_loop", "open_model", "warn_if_undelegated"]
 
 _LOG = logging.getLogger("edgeferry")
 
@@ -81,9 +81,7 @@ def open_for_loop(choices: Choices) -> tuple[Model, Standby | None]:
         text = choices.delegate or _wanted(manifest, choices.variant)
         spec = parse_delegate(text) if text else None
         if spec is None or spec.kind == "xnnpack":
-            model = open_model(choices)
-            _warn_if_undelegated(model)
-            return model, None
+            return open_model(choices), None
         probe = functools.partial(_probe, bundle.path, choices, spec)
     preferred = choices._replace(delegate=str(spec))
     standby = Standby(
@@ -101,9 +99,7 @@ def open_for_loop(choices: Choices) -> tuple[Model, Standby | None]:
             "delegate {} cannot be used: {}".format(spec, reason),
             "Leave --delegate and --require-delegate out to run without it until it can.",
         )
-    model = standby.begin("{} cannot be used: {}".format(spec, reason))
-    _warn_if_undelegated(model)
-    return model, standby
+    return standby.begin("{} cannot be used: {}".format(spec, reason)), standby
 
 
 def check_architecture(manifest: Manifest, anyway: bool) -> None:
@@ -141,7 +137,8 @@ def _probe(path: str, choices: Choices, spec: DelegateSpec) -> str | None:
         return probe_in_child(spec, bundle.file_path(variant.file), engine)
 
 
-def _warn_if_undelegated(model: Model) -> None:
+def warn_if_undelegated(model: Model) -> None:
+    """Say so, loudly, when an int8 model runs on plain kernels."""
     interpreter = model.interpreter
     warning = undelegated_warning(model.variant.scheme, delegated_share(interpreter), interpreter.backend)
     if warning:

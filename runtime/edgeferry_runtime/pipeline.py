@@ -23,7 +23,7 @@ from edgeferry_runtime.errors import BackendError, EdgeferryError, FrameError
 from edgeferry_runtime.mailbox import Mailbox
 from edgeferry_runtime.model import Model, Placed
 from edgeferry_runtime.outlet import Outlet
-from edgeferry_runtime.preprocessor import Preprocessor
+from edgeferry_runtime.preprocessor import Picture, Preprocessor
 from edgeferry_runtime.results import STAGES, Result
 from edgeferry_runtime.sinks import open_sink
 from edgeferry_runtime.sinks.base import Sink
@@ -51,7 +51,8 @@ class _Prepared(NamedTuple):
 
     frame: Frame
     model: Model
-    tensor: np.ndarray  # the interpreter's own memory, or a copy that has to go there
+    tensor: np.ndarray | None  # the interpreter's own memory, or a copy that has to go there
+    picture: Picture | None  # where there is no tensor yet
     placed: Placed
     began_ns: int
     read_ns: int
@@ -109,6 +110,7 @@ class Pipeline:
         self._source = source
         self._sinks = sinks
         self._limit = frames
+        self._late = False  # whether the interpreter's thread preprocesses, because the other has more to do
         self._pipelined = pipelined if available_cores() > 1 or pipelined else False
         self._shape = "sequential"
         self._preprocessor = model.preprocessor
@@ -290,6 +292,7 @@ class Pipeline:
             preparing += middle["capture"]
         elif middle["capture"] > preparing:
             return False  # the loop waits for frames as it is; two threads would only make them older
+        self._late = preparing - middle["preprocess"] > running
         return min(preparing, running) > max(_WORTH_US, _WORTH * (preparing + running))
 
     # Side by side: a thread prepares, this one runs the interpreter.
@@ -325,7 +328,7 @@ class Pipeline:
                     continue
                 if ring.model is not self.model:
                     ring = _Ring(self.model)
-                prepared = self._prepare(ring.model, ring.preprocessor, ring.tensor())
+                prepared = self._prepare(ring.model, ring.preprocessor, None if self._late else ring.tensor())
                 if prepared is None:
                     break
                 ready.put(prepared)
@@ -349,8 +352,13 @@ class Pipeline:
     def _going(self) -> bool:
         return not self._stopping and (self._limit is None or self.tally.frames < self._limit)
 
-    def _prepare(self, model: Model, preprocessor: Preprocessor | None, tensor: np.ndarray) -> _Prepared | None:
-        """Read frames until one is worth running, and preprocess it into ``tensor``; None at the end."""
+    def _prepare(
+        self, model: Model, preprocessor: Preprocessor | None, tensor: np.ndarray | None
+    ) -> _Prepared | None:
+        """Read frames until one is worth running, and preprocess it into ``tensor``; None at the end.
+
+        Without a tensor it is decoded and no more.
+        """
         assert preprocessor is not None  # noqa: S101 - the constructor saw to it
         self._preprocessor = preprocessor
         clock, source = time.monotonic_ns, self._source
@@ -372,7 +380,13 @@ class Pipeline:
                     self.tally.losses["still"] += 1
                     self._idle()
                     continue
-                preprocessor(frame.pixels, frame.color, out=tensor)
+                if tensor is not None:
+                    picture = None
+                    preprocessor(frame.pixels, frame.color, out=tensor)
+                elif frame.color == "jpeg":
+                    picture = preprocessor.decode(frame.pixels)
+                else:
+                    picture = Picture(frame.pixels, frame.color, None)
             except FrameError as error:
                 self._survive(error, "damaged", "frame {}".format(frame.number))
                 continue
@@ -383,10 +397,11 @@ class Pipeline:
                 frame,
                 model,
                 tensor,
+                picture,
                 Placed(preprocessor.placement, preprocessor.frame_size),
                 began,
                 read,
-                preprocessor.decoded_ns,
+                preprocessor.decoded_ns if frame.color == "jpeg" else 0,
                 ready,
             )
         return None
@@ -394,7 +409,7 @@ class Pipeline:
     def _finish(self, prepared: _Prepared) -> tuple[Frame, Result] | None:
         """Run the interpreter on a prepared frame and hand its result out; None when it comes to none."""
         clock, tally = time.monotonic_ns, self.tally
-        frame, model, tensor, placed, began, read, decoded, ready = prepared
+        frame, model, tensor, picture, placed, began, read, decoded, ready = prepared
         if self._standby is not None:
             self.model = self._standby.restored(self.model)
         taken = clock()
@@ -403,6 +418,10 @@ class Pipeline:
             return None
         if model is not self.model:  # another model since it was prepared
             model, placed = self._prepare_again(frame)
+        elif tensor is None:
+            assert picture is not None  # noqa: S101 - one of the two is there
+            model.place(picture)
+            placed = model.placed
         elif tensor is not model.frame_input:
             model.load(tensor)
         start = clock()

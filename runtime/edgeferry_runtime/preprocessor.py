@@ -8,6 +8,7 @@ OpenCV each step writes into memory that was taken then, the last one into the t
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from edgeferry_runtime.pixels import PLANAR, check_frame, decode_jpeg, frame_siz
 from edgeferry_runtime.preprocessing import Placement, Preprocessing
 from edgeferry_runtime.steps import Stage, Step, numpy_stage, opencv_stage, steps_for
 
-__all__ = ["Preprocessor"]
+__all__ = ["Picture", "Preprocessor"]
 
 MAX_PLANS = 16  # a folder of pictures may have no two of one size
 _UINT8 = np.dtype(np.uint8)
@@ -41,6 +42,19 @@ class _Plan:
         self.steps = steps
         self.words = words
         self.buffers: list[np.ndarray | None] = [None] * len(steps)
+
+
+class Picture(NamedTuple):
+    """A frame in pixels.
+
+    Attributes:
+        pixels, color: as ``pixels.FORMATS`` has them; never "jpeg".
+        full: (width, height) of the JPEG it was decoded from, at its full size; None for raw frames.
+    """
+
+    pixels: np.ndarray
+    color: str
+    full: tuple[int, int] | None
 
 
 class Preprocessor:
@@ -110,11 +124,14 @@ class Preprocessor:
             FrameError: the pixels are no frame of that format.
             DependencyError: a JPEG, and OpenCV is absent.
         """
-        full = None
         if color == "jpeg":
-            pixels, color, full = self._decode(pixels)
-        else:
-            self.decoded_ns = 0
+            return self.place(self.decode(pixels), out)
+        self.decoded_ns = 0
+        return self.place(Picture(pixels, color, None), out)
+
+    def place(self, picture: Picture, out: np.ndarray | None = None) -> np.ndarray:
+        """The second half of a call: a decoded frame as the model's input; arguments and errors as there."""
+        pixels, color, full = picture
         tensor = self._own if out is None else out
         key = (color, pixels.shape, full)
         if key != self._key or tensor is not self._tensor:
@@ -129,8 +146,16 @@ class Preprocessor:
         self.frame_size = self._plan.frame_size
         return tensor
 
-    def _decode(self, data: np.ndarray) -> tuple[np.ndarray, str, tuple[int, int]]:
-        """A JPEG's pixels, their format, and the (width, height) it has at its full size."""
+    def decode(self, data: np.ndarray) -> Picture:
+        """The first half of a call, for a JPEG: decoded as the bundle declares.
+
+        Args:
+            data: uint8 [bytes].
+
+        Raises:
+            FrameError: it cannot be decoded.
+            DependencyError: OpenCV is absent.
+        """
         check_frame(data, "jpeg")
         if self.declared.decode == "full":
             pixels = decode_jpeg(data)
@@ -148,7 +173,7 @@ class Preprocessor:
                     'Save the picture again, or convert the model with decode = "full".',
                 )
         self.decoded_ns = time.monotonic_ns()
-        return pixels, color, full
+        return Picture(pixels, color, full)
 
     def _prepare(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Callable
 
 from edgeferry_runtime.errors import SinkError
 from edgeferry_runtime.model import Model, profile_threads
-from edgeferry_runtime.opening import Choices, open_for_loop, open_model
+from edgeferry_runtime.opening import Choices, open_for_loop, open_model, warn_if_undelegated
 from edgeferry_runtime.pipeline import Pipeline
 from edgeferry_runtime.service import ClockWatch, Heartbeat, Notifier, StateFile, StateThread, state_path
 from edgeferry_runtime.sinks import open_sink
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             results = iter(pipeline)
             if next(results, None) is not None:
                 notifier.ready()
+                warn_if_undelegated(pipeline.model)  # not before the first result: looking takes a millisecond
             for _ in results:
                 pass
             summary = pipeline.summary()
@@ -169,7 +170,8 @@ class _Watch:
         self._heartbeat.tick()
         jump = self._clock.check()
         if jump is not None:
-            _LOG.warning("the clock jumped by %+.1f s; ages and intervals are measured on another one", jump)
+            self._pipeline.trouble = "the clock jumped by {:+.1f} s".format(jump)
+            _LOG.warning("%s; ages and intervals are measured on another one", self._pipeline.trouble)
         self._file.write(self._state())
 
     def _state(self) -> dict[str, Any]:

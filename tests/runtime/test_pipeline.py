@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edgeferry_runtime import Model, Pipeline
+from edgeferry_runtime import Model, Pipeline, opencv
 from edgeferry_runtime.errors import BackendError, FrameError, SinkError, SourceError
 from edgeferry_runtime.opening import Choices, open_for_loop
 from edgeferry_runtime.results import STAGES
@@ -94,6 +94,22 @@ def test_every_frame_of_a_file_gives_its_own_result_in_order(model, pipelined):
     assert (summary.frames, sum(summary.losses.values())) == (40, 0)
     assert summary.shape == ("pipelined" if pipelined else "sequential")  # a tiny model is not worth two threads
     assert list(summary.stages) == list(STAGES)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("color", ["jpeg", "bgr"])
+def test_whichever_thread_preprocesses_the_answers_are_the_same(model, late, color):
+    frames = pictures(20, size=(48, 64))
+    if color == "jpeg":
+        cv2 = opencv.load("tests")
+        frames = [f._replace(pixels=cv2.imencode(".jpg", f.pixels)[1].reshape(-1), color="jpeg") for f in frames]
+    expected = [model(frame.pixels, frame.color) for frame in frames]
+    pipeline = Pipeline(Given(frames), model, pipelined=True)
+    pipeline._late = late
+    results = [result for _, result in pipeline]
+    assert [result.answer for result in results] == expected
+    decoding = [result.stages_us[1] for result in results]
+    assert all(us > 0 for us in decoding) if color == "jpeg" else not any(decoding)
 
 
 def test_two_threads_where_they_pay(model):

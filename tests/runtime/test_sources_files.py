@@ -372,3 +372,22 @@ def test_a_picture_that_may_not_be_read(pictures):
     (pictures / "00.png").chmod(0)
     with pytest.raises(SourceError, match="Permission denied"):
         open_source(str(pictures)).read()
+
+
+def test_a_source_named_in_a_file_keeps_its_password_off_the_command_line(tmp_path):
+    (tmp_path / "source").write_text("synthetic:64x48\n")
+    with open_source(f"@{tmp_path / 'source'}") as source:
+        assert source.read().pixels.shape == (48, 64, 3)
+    (tmp_path / "camera").write_text("rtsp://user:hunter2@127.0.0.1:1/x\n")
+    with pytest.raises(SourceError) as caught:
+        open_source(f"@{tmp_path / 'camera'}", timeout_s=1)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "a\nb\n", "x" * 9000])
+def test_files_that_name_no_source(tmp_path, text):
+    (tmp_path / "source").write_text(text)
+    with pytest.raises(UsageError, match="holds no source"):
+        open_source(f"@{tmp_path / 'source'}")
+    with pytest.raises(SourceError, match="cannot be read"):
+        open_source(f"@{tmp_path / 'absent'}")

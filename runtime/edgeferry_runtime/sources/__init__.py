@@ -12,6 +12,7 @@ stdin:640x480:bgr                         raw frames from standard input; stdin:
 synthetic:640x480[:FORMAT][@FPS]          moving bars, for trying out without a camera
 replay:FOLDER[?realtime=1]                what was recorded
 fault:stall@100x3,torn@50:SOURCE          a source that fails as it is told, for trying out recovery
+@FILE                                     what the file's only line names: a password is not for the command line
 """
 
 from __future__ import annotations
@@ -66,9 +67,21 @@ def open_source(
         SourceError: it cannot be opened.
         DependencyError: it needs a package that is absent.
     """
-    source = _open(uri, Request(want, timeout_s))
+    source = _open(_from_file(uri[1:]) if uri.startswith("@") else uri, Request(want, timeout_s))
     source.encoded = encoded
     return source
+
+
+def _from_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read(8193).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SourceError("@{}: cannot be read: {}".format(path, reason), "Check the path.") from None
+    if len(lines) != 1 or not lines[0].strip() or len(lines[0]) > 8192:
+        raise UsageError("@{}: holds no source".format(path), "Write one into it, as its only line.")
+    return lines[0].strip()
 
 
 def _open(uri: str, request: Request) -> FrameSource:
