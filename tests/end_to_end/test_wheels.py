@@ -118,12 +118,18 @@ def test_the_runtime_wheel_alone_on_a_device(wheels, bundle, repository, tmp_pat
     ]
     lines = run([*loop, "--frames", "5"], device).splitlines()
     assert [json.loads(line)["frame"] for line in lines] == [0, 1, 2, 3, 4]
+    if any("opencv" in name for name in DEVICES[version]):
+        jpeg = ["--source", "synthetic:64x48:jpeg", "--pipelined", "on", "--annotate", "drawn", "--threads", "1"]
+        run([*loop[:4], *jpeg, "--frames", "5"], device)
+        assert len(list((device / "drawn").glob("*.jpg"))) == 5
+    bench = [*loop[:1], "bench", *loop[2:6], "--seconds", "0.5", "--threads", "1", "--json"]
+    assert json.loads(run(bench, device))["bench"]["frames"] > 10
 
     hashes = run(
         [bin / "python", repository / "tests" / "contract" / "preprocessing_hashes.py", "--check"], device
     )
     print(hashes)
-    assert "144 frames by numpy" in hashes
+    assert "216 frames by numpy" in hashes
     assert ("OpenCV" in hashes) == any("opencv" in name for name in DEVICES[version])
     assert "0 differ" in hashes
 

@@ -86,7 +86,7 @@ def run(userland: Path, *argv: str) -> subprocess.CompletedProcess:
 def test_the_same_bytes_of_preprocessing(userland):
     done = run(userland, "/opt/edgeferry/preprocessing_hashes.py", "--check")
     print(done.stdout)
-    assert "144 frames by numpy and OpenCV" in done.stdout, done.stderr
+    assert "216 frames by numpy and OpenCV" in done.stdout, done.stderr
     assert "0 differ" in done.stdout
     machine = run(userland, "-c", "import platform; print(platform.machine())")
     assert machine.stdout.strip() == "aarch64"
@@ -121,10 +121,27 @@ def test_goldens_of_the_digits(userland, repository, tmp_path):
     assert 0 < report["outputs"][0]["rms"] < report["outputs"][0]["rms_tolerance"]
 
 
-def test_the_loop_runs(userland, bundle):
+@pytest.mark.parametrize("color", ["bgr", "i420", "jpeg"])
+@pytest.mark.parametrize("pipelined", ["on", "off"])
+def test_the_loop_gives_the_answers_of_this_machine(userland, bundle, color, pipelined):
+    shutil.copy(bundle, userland / "opt" / "edgeferry" / "x.ferry")
+    command = ["-m", "edgeferry_runtime", "run", "--source", f"synthetic:64x48:{color}", "--sink", "jsonl:-",
+               "--frames", "5", "--threads", "1", "--pipelined", pipelined, "--bundle"]  # fmt: skip
+    there = run(userland, *command, "/opt/edgeferry/x.ferry")
+    here = subprocess.run([sys.executable, *command, str(bundle)], capture_output=True, text=True, check=True)
+    found, expected = ([json.loads(line) for line in out.splitlines()] for out in (there.stdout, here.stdout))
+    assert [result["frame"] for result in found] == [0, 1, 2, 3, 4], there.stderr
+    for a, b in zip(found, expected, strict=True):
+        assert a["classes"][0]["index"] == b["classes"][0]["index"]
+        assert abs(a["classes"][0]["score"] - b["classes"][0]["score"]) < 0.02  # the bundle's tolerance
+
+
+def test_what_the_device_tells_of_itself(userland, bundle):
     shutil.copy(bundle, userland / "opt" / "edgeferry" / "x.ferry")
     done = run(
-        userland, "-m", "edgeferry_runtime", "run", "--bundle", "/opt/edgeferry/x.ferry",
-        "--source", "synthetic:64x48", "--sink", "jsonl:-", "--frames", "5",
+        userland, "-m", "edgeferry_runtime", "bench", "--bundle", "/opt/edgeferry/x.ferry", "--json",
+        "--source", "synthetic:64x48", "--frames", "5", "--threads", "1",
     )  # fmt: skip
-    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1, 2, 3, 4], done.stderr
+    report = json.loads(done.stdout)["bench"]
+    assert report["after"]["arch"] == "aarch64", done.stderr
+    assert report["frames"] == 5
