@@ -103,6 +103,15 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", parents=[common], help="show what a bundle is and how it would run here")
     info.set_defaults(run=_info)
+
+    install = commands.add_parser("install", help="install a folder of `edgeferry wheelhouse`, offline")
+    add = install.add_argument
+    add("folder", metavar="DIR", help="the folder with lock.json")
+    add("--into", required=True, metavar="ENV", help="the environment to make; PYTHONPATH=ENV/lib uses it")
+    add("--compile", action="store_true", help="write .pyc files too: a faster first start, more space")
+    add("--json", action="store_true", help="print machine-readable JSON")
+    add("--verbose", action="store_true", help="show tracebacks")
+    install.set_defaults(run=_install)
     return parser
 
 
@@ -180,4 +189,12 @@ def _info(arguments: argparse.Namespace) -> int:
     threads = arguments.threads if isinstance(arguments.threads, int) else None
     description = describe(arguments.bundle, arguments.variant, arguments.backend, threads)
     print(json.dumps(description, indent=1) if arguments.json else to_text(description))
+    return 0
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from edgeferry_runtime.installing import install, to_text
+
+    done = install(arguments.folder, arguments.into, arguments.compile)
+    print(json.dumps(done.to_dict(), indent=1) if arguments.json else to_text(done))
     return 0

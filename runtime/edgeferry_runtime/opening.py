@@ -111,8 +111,11 @@ def check_architecture(manifest: Manifest, anyway: bool) -> None:
     if not manifest.requires.arch or anyway:
         return
     import platform
+    import sys
 
     here = platform.machine()
+    if here == "aarch64" and sys.maxsize <= 2**32:
+        here = "armv7l"  # a 32-bit system on a 64-bit kernel: platform tells the kernel's
     if here not in manifest.requires.arch:
         raise BackendError(
             "bundle {} was made for {}, this machine is {}".format(
