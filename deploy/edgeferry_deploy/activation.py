@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 CHECK_SECONDS = 300  # a Pi Zero replays eight frames of a large model in under a minute
+REASON_LENGTH = 500  # characters of --reason that are kept
 TIMED_OUT = 124  # what timeout(1) returns
 OUTPUTS_SHOWN = 64
 
@@ -182,6 +183,8 @@ def switch_release(
     action: str,
     record: Record | None = None,
     stale: Stale | None = None,
+    reason: str = "",
+    token: str = "",
 ) -> None:
     """Make a checked release current: one round trip, one rename.
 
@@ -190,19 +193,23 @@ def switch_release(
         action: `push` or `rollback`, for the audit log.
         record: the new release.json; None leaves it.
         stale: what may go afterwards.
+        reason: why, for the audit log.
+        token: of the lease that is held, which ends with the switch.
 
     Raises:
-        CommandError: the device could not, or somebody else switched meanwhile.
+        CommandError: the device could not, the lease was lost, or somebody else switched meanwhile.
     """
-    line = audit_line(action, release, expected, "switched")
+    line = audit_line(action, release, expected, "switched", reason)
     record_text = record.to_json() if record else ""
-    argv = commands.switch(root, release, expected, suffix(), python, record_text, line)
+    argv = commands.switch(root, release, expected, suffix(), python, record_text, line, token)
     checked(transport, argv, (stale or Stale()).lines())
 
 
-def audit_line(action: str, release: str, before: str, result: str) -> str:
+def audit_line(action: str, release: str, before: str, result: str, reason: str = "") -> str:
     """One line for log/audit.jsonl."""
     entry = {"at": now(), "by": who(), "action": action, "release": release, "before": before, "result": result}
+    if reason:
+        entry["reason"] = printable(reason, REASON_LENGTH)
     return json.dumps(entry, sort_keys=True, separators=(",", ":"))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeferry_deploy.snippets import APPEND, DIGEST, FSYNC, LEASE, REPLACE, START
+
 __all__ = [
     "assemble",
     "check",
@@ -18,6 +20,7 @@ __all__ = [
     "receive_many",
     "remedy_for",
     "repair",
+    "script",
     "send",
     "survey",
     "switch",
@@ -25,33 +28,33 @@ __all__ = [
 
 Argv = list[str]
 
-# sync FILE... is fsync of each in coreutils since 8.24; where it is not known, the whole system is synced.
-FSYNC = 'fsync() { sync -- "$@" 2>/dev/null || sync; }\n'
-# mv -T renames over a link to a folder instead of moving into it; old busybox lacks it, Python never does.
-REPLACE = """replace() {
-  mv -fT -- "$1" "$2" 2>/dev/null && return
-  "$python" -c 'import os, sys; os.replace(sys.argv[1], sys.argv[2])' "$1" "$2"
-}
-"""
-DIGEST = 'digest_of() { sum=$(sha256sum <"$1") || return 1; echo "${sum%% *}"; }\n'
-START = "set -u\nexport LC_ALL=C\numask 022\n"
-
 # Python 2.7 and 3.x must be able to parse it: its job is to say how old the Python is.
 PROBE = """from __future__ import print_function
-import platform, sys
+import glob, os, platform, struct, sys
 say = lambda key, value: print("\\t".join((key, str(value))))
 say("version", ".".join(str(part) for part in sys.version_info[:3]))
 say("executable", sys.executable or "")
 say("machine", platform.machine())
+say("bits", struct.calcsize("P") * 8)
+try:
+    say("libc", os.confstr("CS_GNU_LIBC_VERSION"))
+    say("ram", os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1048576)
+except (AttributeError, ValueError, OSError):
+    pass
 if sys.version_info >= (3, 4):
     from importlib.util import find_spec
     for module in ("numpy", "ai_edge_litert", "tflite_runtime"):
         say(module, "yes" if find_spec(module) else "no")
+ids = ["".join(open(path + part).read().strip() for part in ("Vendor", "Product"))
+       for path in (found[:-6] for found in glob.glob("/sys/bus/usb/devices/*/idVendor"))]
+coral = glob.glob("/dev/apex_*") or "1a6e089a" in ids or "18d19302" in ids
+say("edgetpu", "yes" if coral else "no")
 """
 
 SURVEY = (
     START
     + DIGEST
+    + LEASE
     + r"""
 root=$1 release=$2 chosen=$3 probe=$4
 case $root in "~/"*) root=$HOME/${root#"~/"} ;; esac
@@ -87,7 +90,8 @@ while read -r digest member; do
 done
 
 if [ -d "$root" ]; then
-  for link in current previous; do
+  cd -- "$root" && lease && tell_lease
+  for link in current previous undo; do
     if [ -L "$root/$link" ]; then say link "$link" "$(readlink -- "$root/$link")"; fi
   done
   for folder in "$root"/releases/*; do
@@ -174,9 +178,12 @@ ASSEMBLE = (
     START
     + FSYNC
     + REPLACE
+    + LEASE
     + r"""
-root=$1 id=$2 suffix=$3 env=$4 python=$5 runtime=$6 launcher=$7
-cd -- "$root" && mkdir -p blobs releases env log || exit
+root=$1 id=$2 suffix=$3 env=$4 python=$5 runtime=$6 launcher=$7 token=$8
+cd -- "$root" || exit
+if [ -n "$token" ]; then fence "$token" 60; fi
+mkdir -p blobs releases env log || exit
 rm -rf -- releases/*.tmp-???????? env/*.tmp-????????
 
 if [ ! -x "env/$env/edgeferry-run" ]; then
@@ -238,9 +245,13 @@ SWITCH = (
     START
     + FSYNC
     + REPLACE
+    + APPEND
+    + LEASE
     + r"""
-root=$1 id=$2 expected=$3 suffix=$4 python=$5 record=$6 line=$7
+root=$1 id=$2 expected=$3 suffix=$4 python=$5 record=$6 line=$7 token=$8
 cd -- "$root" || exit
+# From here on the device alone decides: it ends the lease however this ends, and nobody renews it meanwhile.
+if [ -n "$token" ]; then fence "$token" 300; trap 'give "$token"' EXIT; fi
 now=$(readlink current 2>/dev/null)
 if [ "${now##*/}" != "$expected" ]; then
   echo "current is ${now:-nothing}, not ${expected:-nothing}: somebody else switched meanwhile" >&2
@@ -256,12 +267,19 @@ fi
 link() {
   rm -f -- "$2.tmp-$suffix" && ln -s -- "releases/$1" "$2.tmp-$suffix" && replace "$2.tmp-$suffix" "$2"
 }
-# previous first: the rename of current is the one moment that commits.
-if [ -n "$expected" ] && [ "$expected" != "$id" ]; then link "$expected" previous || exit; fi
+# previous first: the rename of current is the one moment that commits.  A cut between the two leaves them equal,
+# and undo then has what previous was: whoever looks next takes it for previous, whoever locks next puts it back.
+rm -f -- undo
+if [ -n "$expected" ] && [ "$expected" != "$id" ]; then
+  old=$(readlink previous 2>/dev/null)
+  if [ -n "$old" ]; then link "${old##*/}" undo && fsync . || exit; fi
+  link "$expected" previous || exit
+fi
 fsync releases .
 link "$id" current || exit
 fsync . ..
-mkdir -p log && printf '%s\n' "$line" >>log/audit.jsonl && fsync log/audit.jsonl log
+rm -f -- undo
+append "$line" && fsync log/audit.jsonl log
 
 while read -r kind name; do
   for link in current previous; do
@@ -282,13 +300,14 @@ exit 0
 DISCARD = (
     START
     + FSYNC
+    + APPEND
     + r"""
 cd -- "$1" || exit
-for link in current previous; do
+for link in current previous undo; do
   if [ "$(readlink "$link" 2>/dev/null)" = "releases/$2" ]; then echo "$2 is $link: kept" >&2; exit 3; fi
 done
 rm -rf -- "releases/$2" && fsync releases
-mkdir -p log && printf '%s\n' "$3" >>log/audit.jsonl
+append "$3"
 """
 )
 
@@ -300,6 +319,7 @@ REMEDIES = (
     ("Disk quota exceeded", "free some of the user's quota on the device, or choose another --root"),
     ("Operation not permitted", "the file system must know hard links (ext4, not FAT); choose another --root"),
     ("not found", "the device needs a POSIX shell with coreutils or busybox"),
+    ("lock is not held", "nothing was switched; look at `edgeferry lock TARGET status`, then run it again"),
     ("somebody else switched", "look at `edgeferry status`, then push again"),
 )
 
@@ -347,9 +367,14 @@ def publish(root: str) -> Argv:
     return script("publish", PUBLISH, root)
 
 
-def assemble(root: str, release: str, suffix: str, env: str, python: str, runtime: str, launcher: str) -> Argv:
-    """Unpack the runtime when this env is new, then link a release out of blobs (stdin: `SHA256 MEMBER`)."""
-    return script("assemble", ASSEMBLE, root, release, suffix, env, python, runtime, launcher)
+def assemble(
+    root: str, release: str, suffix: str, env: str, python: str, runtime: str, launcher: str, token: str = ""
+) -> Argv:
+    """Unpack the runtime when this env is new, then link a release out of blobs (stdin: `SHA256 MEMBER`).
+
+    With a token only as the owner of that lease.
+    """
+    return script("assemble", ASSEMBLE, root, release, suffix, env, python, runtime, launcher, token)
 
 
 def repair(root: str, release: str) -> Argv:
@@ -362,12 +387,15 @@ def check(root: str, release: str, env: str, seconds: int) -> Argv:
     return script("check", CHECK, root, release, env, str(seconds))
 
 
-def switch(root: str, release: str, expected: str, suffix: str, python: str, record: str, line: str) -> Argv:
+def switch(
+    root: str, release: str, expected: str, suffix: str, python: str, record: str, line: str, token: str = ""
+) -> Argv:
     """Make a release current, but only while `expected` still is; then prune what stdin names.
 
-    Stdin: lines `release ID` and `env HASH`; what current or previous point to stays whatever they say.
+    Stdin: lines `release ID` and `env HASH`; what current or previous point to stays whatever they say.  With a
+    token only as the owner of that lease, which then ends.
     """
-    return script("switch", SWITCH, root, release, expected, suffix, python, record, line)
+    return script("switch", SWITCH, root, release, expected, suffix, python, record, line, token)
 
 
 def discard(root: str, release: str, line: str) -> Argv:

@@ -14,8 +14,8 @@ def open_transport(target: str | Target, identity: str | Path | None = None) -> 
     """A session with a target; use it as a context manager.
 
     Args:
-        target: USER@HOST[:PORT] or local:DIR.
-        identity: private key file for SSH.
+        target: USER@HOST[:PORT], a Host of ~/.ssh/config, or local:DIR.
+        identity: private key file for SSH; hosts in between use the keys their configuration names.
 
     Raises:
         TargetError: the target or the identity cannot be used.

@@ -19,6 +19,8 @@
         ├── TransferError              bytes did not arrive as they were sent             (OSError)
         ├── SelfCheckError             the goldens replayed on the device fail
         ├── NoReleaseError             there is no release to go to                       (LookupError)
+        ├── LockedError                somebody else is changing the device
+        ├── RemoveError                the root is not edgeferry's to remove
         └── DemoError                  a step of the demo failed that is no deployment
 
 What a device says is shown only through `printable`: cut, decoded and without control characters.
@@ -26,7 +28,12 @@ What a device says is shown only through `printable`: cut, decoded and without c
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgeferry_runtime.errors import EdgeferryError, UsageError
+
+if TYPE_CHECKING:
+    from edgeferry_deploy.owner import Holder
 
 __all__ = [
     "AuthenticationError",
@@ -40,8 +47,10 @@ __all__ = [
     "DeviceUnfitError",
     "HostKeyError",
     "LinkLostError",
+    "LockedError",
     "NoReleaseError",
     "NotSshError",
+    "RemoveError",
     "RevokedHostKeyError",
     "SelfCheckError",
     "TargetError",
@@ -146,6 +155,22 @@ class SelfCheckError(DeployError):
 
 class NoReleaseError(DeployError, LookupError):
     """The release that was asked for is not on the device."""
+
+
+class LockedError(DeployError):
+    """Somebody else is changing the device.
+
+    Attributes:
+        holder: who, for what, since when and for how long; None when this run's own lease ended.
+    """
+
+    def __init__(self, message: str, remedy: str | None = None, *, holder: Holder | None = None) -> None:
+        super().__init__(message, remedy)
+        self.holder = holder
+
+
+class RemoveError(DeployError):
+    """The root is not edgeferry's to remove, or its owner said no."""
 
 
 class DemoError(DeployError):

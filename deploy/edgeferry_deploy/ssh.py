@@ -1,4 +1,4 @@
-"""The SSH twin: one connection, every command with a deadline; the only door to paramiko."""
+"""The SSH twin: one connection, maybe through hosts in between, and deadlines; the only door to paramiko."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 
 import paramiko
+from paramiko.auth_handler import AuthOnlyHandler
+from paramiko.common import cMSG_USERAUTH_REQUEST
 from paramiko.ssh_exception import IncompatiblePeer
+from paramiko.transport import ServiceRequestingTransport
 
 from edgeferry_deploy import commands
 from edgeferry_deploy.errors import (
@@ -25,7 +29,7 @@ from edgeferry_deploy.errors import (
     UnreachableError,
     printable,
 )
-from edgeferry_deploy.hostkeys import HostKey, KnownHosts
+from edgeferry_deploy.hostkeys import HostKey, KnownHosts, own_file, read_entries
 from edgeferry_deploy.target import SshTarget
 from edgeferry_deploy.transport import DEADLINE, OUTPUT_LIMIT, SLICE, Completed, Transport, too_long
 
@@ -43,11 +47,12 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 class SshTransport(Transport):
-    """A session with a device whose host key is trusted.
+    """A session with a device whose host key, and that of every host in between, is trusted.
 
     Args:
-        target: user, host and port.
-        identity: private key to use alone; by default the agent's keys, then ~/.ssh/id_*.
+        target: user, host and port, and what ~/.ssh/config adds.
+        identity: private key to use alone, for the device itself; by default the configured ones, then the
+            agent's keys, then ~/.ssh/id_* when none is configured.
         known_hosts: trusted keys; by default the user's files.
 
     Raises:
@@ -60,14 +65,14 @@ class SshTransport(Transport):
     def __init__(
         self, target: SshTarget, identity: str | Path | None = None, *, known_hosts: KnownHosts | None = None
     ) -> None:
-        known = known_hosts if known_hosts is not None else KnownHosts.load()
         self.name = str(target)
-        self._session, self._socket, offered = open_session(target, [key.kind for key in known.keys(target)])
+        link, offered = open_link(target, known_hosts)
+        self._link, self._session, self._socket = link, link.session, link.wire
         try:
-            known.verify(target, offered)
+            (known_hosts or trusted(target)).verify(target, offered)
             self._key_name = authenticate(self._session, target, identity)
         except BaseException:
-            self._session.close()
+            link.close()
             raise
 
     def run(
@@ -83,7 +88,7 @@ class SshTransport(Transport):
             channel = self._session.open_session(timeout=min(timeout, LINK_SECONDS))
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise self._lost(argv, error) from None
-        with contextlib.closing(channel), Watchdog(channel, self._socket, timeout) as watchdog:
+        with _closing(channel), Watchdog(channel, self._socket, timeout) as watchdog:
             try:
                 channel.settimeout(0.2)
                 channel.exec_command(join(argv))
@@ -150,13 +155,14 @@ class SshTransport(Transport):
         )
 
     def close(self) -> None:
-        """End the session."""
-        self._session.close()
+        """End the session, and those with the hosts in between."""
+        self._link.close()
 
     def describe(self) -> str:
         """Who speaks to whom, and how."""
         cipher, server = self._session.local_cipher, printable(self._session.remote_version, 60)
-        return f"{self.name} ({server}, {cipher}, key {self._key_name})"
+        way = f", through {len(self._link.hops)} host(s)" if self._link.hops else ""
+        return f"{self.name} ({server}, {cipher}, key {self._key_name}{way})"
 
 
 class Watchdog(threading.Thread):
@@ -208,41 +214,121 @@ class Watchdog(threading.Thread):
         self._done.set()
 
 
+@dataclass(frozen=True)
+class Link:
+    """An encrypted session and what it runs over.
+
+    Attributes:
+        wire: the TCP connection at the bottom.
+        hops: sessions with the hosts in between, the first first.
+    """
+
+    session: paramiko.Transport
+    wire: socket.socket
+    hops: tuple[paramiko.Transport, ...] = ()
+
+    def close(self) -> None:
+        """End all sessions, the innermost first."""
+        for session in (self.session, *reversed(self.hops)):
+            session.close()
+
+
 def fetch_host_key(target: SshTarget) -> HostKey:
-    """The key a device shows, trusted or not; nobody is logged in.
+    """The key a device shows, trusted or not; nobody is logged in there.
 
     Raises:
         UnreachableError, NotSshError: there is nobody to ask.
+        HostKeyError, AuthenticationError: of a host in between.
     """
-    session, _, key = open_session(target)
-    session.close()
+    link, key = open_link(target)
+    link.close()
     return key
 
 
-def open_session(
-    target: SshTarget, known_kinds: Sequence[str] = ()
-) -> tuple[paramiko.Transport, socket.socket, HostKey]:
+def trusted(target: SshTarget) -> KnownHosts:
+    """The keys trusted for a target: edgeferry's, then the user's or those of its UserKnownHostsFile.
+
+    Raises:
+        TargetError: a file cannot be read.
+    """
+    if not target.known_hosts:
+        return KnownHosts.load()
+    return KnownHosts(
+        read_entries(own_file()), [e for path in target.known_hosts for e in read_entries(Path(path))]
+    )
+
+
+def open_link(target: SshTarget, known_hosts: KnownHosts | None = None) -> tuple[Link, HostKey]:
     """An encrypted session with whoever answers; its host key is returned unverified.
 
-    Args:
-        known_kinds: types of the trusted keys; asked for first, so that a device with several keys shows one
-            that can be compared.
+    Every host in between is verified and logged in to before the next one is asked for.
+
+    Raises:
+        UnreachableError, NotSshError: there is nobody to ask.
+        HostKeyError, AuthenticationError: of a host in between.
     """
-    connection = connect(target)
+    way = (*target.jumps, target)
+    wire = connect(way[0])
+    connection: socket.socket | paramiko.Channel = wire
+    sessions: list[paramiko.Transport] = []
     try:
-        session = paramiko.Transport(connection)
+        for index, hop in enumerate(way):
+            known = known_hosts or trusted(hop)
+            # Types of trusted keys are asked for first: a host with several keys then shows one to compare.
+            session, key = handshake(connection, hop, [key.kind for key in known.keys(hop)])
+            sessions.append(session)
+            if hop is not target:
+                known.verify(hop, key)
+                authenticate(session, hop, None)
+                connection = forward(session, hop, way[index + 1])
+    except BaseException:
+        for session in reversed(sessions):
+            session.close()
+        wire.close()
+        raise
+    return Link(sessions[-1], wire, tuple(sessions[:-1])), key
+
+
+def forward(session: paramiko.Transport, hop: SshTarget, onward: SshTarget) -> paramiko.Channel:
+    """A connection from a host in between to the next.
+
+    Raises:
+        UnreachableError: that host refuses, or does not reach the next one.
+    """
+    seconds = onward.connect_seconds or CONNECT_SECONDS
+    try:
+        return session.open_channel("direct-tcpip", (onward.host, onward.port), ("127.0.0.1", 0), timeout=seconds)
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        why = printable(getattr(error, "text", "") or str(error)) or "it hung up"
+        raise UnreachableError(
+            f"{hop} does not connect on to {onward.host} port {onward.port}: {why}",
+            f"is the device on, in the network of {hop.host}, and may {hop.user} forward connections there?",
+        ) from None
+
+
+def handshake(
+    connection: socket.socket | paramiko.Channel, target: SshTarget, known_kinds: Sequence[str]
+) -> tuple[paramiko.Transport, HostKey]:
+    """Encrypt a connection; the other side's host key is returned unverified.
+
+    Raises:
+        UnreachableError, NotSshError: the other side does not do its part.
+    """
+    seconds = target.connect_seconds or CONNECT_SECONDS
+    try:
+        session = _Session(connection)  # a channel does what a socket does
     except (paramiko.SSHException, OSError) as error:
         connection.close()
         raise UnreachableError(f"{target}: {printable(str(error))}", "") from None
     try:
-        session.banner_timeout = CONNECT_SECONDS
+        session.banner_timeout = seconds
         options = session.get_security_options()
         options.ciphers = (CIPHER, *(cipher for cipher in options.ciphers if cipher != CIPHER))
         wanted = [name for kind in known_kinds for name in (RSA if kind == "ssh-rsa" else (kind,))]
         offered = tuple(options.key_types)
         first = [name for name in wanted if name in offered]
         options.key_types = (*first, *(name for name in offered if name not in first))
-        session.start_client(timeout=CONNECT_SECONDS + 5)
+        session.start_client(timeout=seconds + 5)
         if not session.initial_kex_done:
             raise paramiko.SSHException("it does not answer")
         key = session.get_remote_server_key()
@@ -262,7 +348,7 @@ def open_session(
         session.close()
         raise
     session.set_keepalive(10)  # something must be unacknowledged for a cut to be noticed
-    return session, connection, HostKey(key.get_name(), key.get_base64())
+    return session, HostKey(key.get_name(), key.get_base64())
 
 
 def connect(target: SshTarget) -> socket.socket:
@@ -271,8 +357,9 @@ def connect(target: SshTarget) -> socket.socket:
     Raises:
         UnreachableError: says whether the name, the port or the network is at fault.
     """
+    seconds = target.connect_seconds or CONNECT_SECONDS
     try:
-        connection = socket.create_connection((target.host, target.port), timeout=CONNECT_SECONDS)
+        connection = socket.create_connection((target.host, target.port), timeout=seconds)
     except socket.gaierror:
         raise UnreachableError(
             f"no address is known for '{target.host}'", "check the spelling, or use the device's IP address"
@@ -284,7 +371,7 @@ def connect(target: SshTarget) -> socket.socket:
         ) from None
     except TimeoutError:
         raise UnreachableError(
-            f"{target.host} port {target.port} did not answer within {CONNECT_SECONDS:.0f} s",
+            f"{target.host} port {target.port} did not answer within {seconds:.0f} s",
             "is the device on, and in this network?",
         ) from None
     except OSError as error:
@@ -299,6 +386,47 @@ def connect(target: SshTarget) -> socket.socket:
     return connection
 
 
+class _AuthHandler(AuthOnlyHandler):
+    """Listens before it asks.
+
+    paramiko (5.1, auth_handler.py) makes the event for the answer after it sent the request: an answer that is
+    faster is lost, and a login with the right key ends as a refusal after 30 s.
+    """
+
+    def send_auth_request(
+        self, username: str, method: str, finish_message: Callable[[paramiko.Message], None] | None = None
+    ) -> list[str]:
+        self.auth_method = method
+        self.username = username
+        message = paramiko.Message()
+        message.add_byte(cMSG_USERAUTH_REQUEST)
+        for text in (username, "ssh-connection", method):
+            message.add_string(text)
+        if finish_message is not None:
+            finish_message(message)
+        answered = self.auth_event = threading.Event()
+        with self.transport.lock:
+            self.transport._send_message(message)  # type: ignore[attr-defined]
+        return self.wait_for_response(answered)
+
+
+class _Session(ServiceRequestingTransport):
+    """A plain Transport asks for the service again with each key; strict servers then hang up."""
+
+    def get_auth_handler(self) -> AuthOnlyHandler:
+        return _AuthHandler(self)
+
+
+@contextlib.contextmanager
+def _closing(channel: paramiko.Channel) -> Iterator[None]:
+    """Close a channel at the end; on a lost link that fails, and the loss itself is what there is to tell."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            channel.close()
+
+
 def authenticate(session: paramiko.Transport, target: SshTarget, identity: str | Path | None) -> str:
     """Log in with the first key the device knows; its name.
 
@@ -309,7 +437,11 @@ def authenticate(session: paramiko.Transport, target: SshTarget, identity: str |
     offered: list[str] = []
     locked: list[str] = []
     accepts = ""
-    for name, key in candidates(identity, locked):
+    seen: set[str] = set()  # a device hangs up after six keys: none is offered twice
+    for name, key in candidates(target, identity, locked):
+        if key.get_base64() in seen:
+            continue
+        seen.add(key.get_base64())
         offered.append(name)
         try:
             if not session.auth_publickey(target.user, key):
@@ -318,8 +450,14 @@ def authenticate(session: paramiko.Transport, target: SshTarget, identity: str |
         except paramiko.BadAuthenticationType as error:
             accepts = ", ".join(printable(kind, 40) for kind in error.allowed_types)
             break
-        except paramiko.AuthenticationException:
-            continue
+        except paramiko.AuthenticationException as error:
+            if session.is_active():
+                continue
+            # paramiko calls a lost connection a refusal, too.
+            raise AuthenticationError(
+                f"{target} hung up while keys were offered ({', '.join(offered)}): {printable(str(error))}",
+                "run the command again; if it persists, name the right key with --identity FILE",
+            ) from None
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise AuthenticationError(
                 f"{target} hung up while keys were offered ({', '.join(offered)}): {printable(str(error))}",
@@ -328,39 +466,66 @@ def authenticate(session: paramiko.Transport, target: SshTarget, identity: str |
     tried = f"offered {', '.join(offered)}" if offered else "there is no key to offer"
     skipped = f"; protected by a passphrase and not in the agent: {', '.join(locked)}" if locked else ""
     wants = f"; it accepts {accepts}" if accepts else ""
-    port = f" -p {target.port}" if target.port != 22 else ""
     key_file = f" -i {identity}" if identity else ""
+    # ssh-copy-id reads the same configuration, so what was typed is enough for it.
+    alias = target.typed if ":" not in target.typed else ""
+    port = f" -p {target.port}" if target.port != 22 and not alias else ""
+    address = alias or f"{target.user}@{target.host}"
     raise AuthenticationError(
         f"{target} refuses the user '{target.user}': {tried}{skipped}{wants}",
         f"ssh-add {locked[0]}"
         if locked and not offered
-        else f"put your key there: ssh-copy-id{key_file}{port} {target.user}@{target.host}",
+        else f"put your key there: ssh-copy-id{key_file}{port} {address}",
     )
 
 
-def candidates(identity: str | Path | None, locked: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
+def candidates(
+    target: SshTarget, identity: str | Path | None, locked: list[str]
+) -> Iterator[tuple[str, paramiko.PKey]]:
     """Keys to offer, by name; those that need a passphrase are added to `locked`.
 
     Raises:
         TargetError: the identity is no private key, or needs a passphrase and the agent does not hold it.
     """
-    if identity is None:
+    if identity is not None:
+        yield named_key(identity)
+        return
+    for path in map(Path, target.identities):
+        yield from file_key(path, locked)
+    if not target.identities_only:
         for agent_key in agent_keys():
             yield f"agent key {printable(agent_key.comment or agent_key.get_name(), 60)}", agent_key
+    if not target.identities:
         for name in DEFAULT_KEYS:
-            path = Path.home() / ".ssh" / name
-            if not path.exists():
-                continue
-            try:
-                yield str(path), paramiko.PKey.from_path(path)
-            except (paramiko.PasswordRequiredException, TypeError):
-                locked.append(str(path))
-            except (paramiko.SSHException, ValueError, OSError):
-                continue  # a default key that cannot be read is as good as none
-        return
-    path = Path(identity).expanduser()
+            yield from file_key(Path.home() / ".ssh" / name, locked)
+
+
+def file_key(path: Path, locked: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
+    """A key that may or may not be there; the agent lends it when the file is locked, or only its public half."""
     try:
         yield str(path), paramiko.PKey.from_path(path)
+        return
+    except (paramiko.PasswordRequiredException, TypeError):
+        needs_agent = True
+    except (paramiko.SSHException, ValueError, OSError):
+        needs_agent = False  # one that cannot be read is as good as none
+    public = public_body(path)
+    held = next((key for key in agent_keys() if key.get_base64() == public), None) if public else None
+    if held is not None:
+        yield f"{path} (from the agent)", held
+    elif needs_agent:
+        locked.append(str(path))
+
+
+def named_key(identity: str | Path) -> tuple[str, paramiko.PKey]:
+    """The key that was asked for.
+
+    Raises:
+        TargetError: it is no private key, or needs a passphrase and the agent does not hold it.
+    """
+    path = Path(identity).expanduser()
+    try:
+        return str(path), paramiko.PKey.from_path(path)
     except (paramiko.PasswordRequiredException, TypeError):
         public = public_body(path)
         held = next((key for key in agent_keys() if key.get_base64() == public), None)
@@ -368,7 +533,7 @@ def candidates(identity: str | Path | None, locked: list[str]) -> Iterator[tuple
             raise TargetError(
                 f"the key {path} is protected by a passphrase", f"give it to the agent first: ssh-add {path}"
             ) from None
-        yield f"{path} (from the agent)", held
+        return f"{path} (from the agent)", held
     except OSError as error:
         raise TargetError(f"the key {path} cannot be read: {error.strerror}", "check --identity") from None
     except (paramiko.SSHException, ValueError):
@@ -384,9 +549,13 @@ def agent_keys() -> tuple[paramiko.AgentKey, ...]:
 
 
 def public_body(path: Path) -> str:
-    """The base64 body of the public key beside a private one; empty when there is none."""
+    """The base64 body of the public key beside a private one, or of a public key; empty when there is none."""
     try:
-        words = Path(f"{path}.pub").read_text(encoding="utf-8", errors="replace").split()
+        words = (
+            Path(path if path.suffix == ".pub" else f"{path}.pub")
+            .read_text(encoding="utf-8", errors="replace")
+            .split()
+        )
     except OSError:
         return ""
     return words[1] if len(words) > 1 else ""

@@ -49,6 +49,7 @@ def describe(survey: Survey, device: str) -> dict[str, Any]:
         "used_bytes": survey.used_kib * 1024,
         "free_bytes": None if survey.free_kib is None else survey.free_kib * 1024,
         "partial_uploads": dict(sorted(survey.parts.items())),
+        "locked_by": survey.holder and survey.holder.to_dict(),
     }
 
 
@@ -77,7 +78,8 @@ def entry(survey: Survey, name: str) -> dict[str, Any] | None:
         return {**paths, "complete": False}
     texts = {key: printable(value) for key, value in asdict(record).items() if isinstance(value, str)}
     launcher = f"{survey.root}/env/{texts['env']}/edgeferry-run"
-    return {**paths, **texts, "complete": True, "launcher": launcher}
+    good = record.check.get("ok") is True
+    return {**paths, **texts, "complete": True, "good": good, "launcher": launcher}
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -97,6 +99,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     parts = found["partial_uploads"]
     if parts:
         lines.append(f"cut       {len(parts)} partial uploads, {size_text(sum(parts.values()))}")
+    holder = found["locked_by"]
+    if holder:
+        lines.append(f"locked    by {holder['by']} for '{holder['reason']}', {holder['left_seconds']} s more")
     if not found["writable"]:
         lines.append("warning   this user cannot write there")
     return lines

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from edgeferry_deploy import commands
 from edgeferry_deploy.errors import DeviceUnfitError, printable
+from edgeferry_deploy.owner import Holder
 from edgeferry_deploy.release import Blob, Record, member_lines
 from edgeferry_deploy.transport import Transport, checked, reply_error
 
@@ -16,6 +17,7 @@ __all__ = ["RELEASE", "Python", "Survey", "look", "parse_survey", "reply_lines",
 RELEASE = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}-[0-9a-f]{12}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 ENV = re.compile(r"[0-9a-f]{12}")
+GLIBC = re.compile(r"glibc (\d{1,4}\.\d{1,4})(?:\.\d+)*", re.ASCII)
 OLDEST_PYTHON = (3, 7)
 INTERPRETERS = ("ai_edge_litert", "tflite_runtime")
 
@@ -28,6 +30,11 @@ class Python:
         path: its absolute path.
         version: (3, 11, 2); empty when the program did not answer like a Python.
         modules: which of numpy, ai_edge_litert and tflite_runtime it can find.
+        machine: `uname -m`.
+        bits: of its pointers: 32 on a 64-bit kernel with a 32-bit userland; 0 when not said.
+        glibc: "2.36"; empty where it is another libc, or not said.
+        ram_mb: MiB the system can use; 0 when not said.
+        edgetpu: whether an Edge TPU is plugged in; None when not said.
         said: the first words of its answer, for messages.
     """
 
@@ -35,6 +42,10 @@ class Python:
     version: tuple[int, ...] = ()
     modules: frozenset[str] = frozenset()
     machine: str = ""
+    bits: int = 0
+    glibc: str = ""
+    ram_mb: int = 0
+    edgetpu: bool | None = None
     said: str = ""
 
 
@@ -52,6 +63,7 @@ class Survey:
         envs: what `env/` holds, and whether it is whole.
         free_kib: space an unprivileged user may still fill; None when the device does not say.
         used_kib: what the root takes.
+        holder: who is changing the device now.
     """
 
     root: str
@@ -66,6 +78,7 @@ class Survey:
     envs: dict[str, bool] = field(default_factory=dict)
     free_kib: int | None = None
     used_kib: int = 0
+    holder: Holder | None = None
 
 
 def look(
@@ -122,6 +135,7 @@ def parse_survey(raw: bytes) -> Survey:
     damaged: list[str] = []
     releases: dict[str, Record | None] = {}
     envs: dict[str, bool] = {}
+    holder: Holder | None = None
     for words in reply_lines(raw, "edgeferry-survey 1"):
         if len(words) < 3:
             raise ValueError(f"has a line it should not have: {printable(words[0], 40)!r}")
@@ -136,6 +150,8 @@ def parse_survey(raw: bytes) -> Survey:
             releases[name] = Record.from_json(rest[0])
         elif kind == "env" and ENV.fullmatch(name):
             envs[name] = rest[0] == "ready"
+        elif kind == "lease":
+            holder = Holder.parse(words[1:])
         elif kind == "probe":
             values[kind, rest[0]] = rest[1] if len(rest) > 1 else ""
             values.setdefault(("probe", ""), "\t".join(rest))
@@ -145,6 +161,10 @@ def parse_survey(raw: bytes) -> Survey:
     if not root.startswith("/") or not root.isprintable():
         raise ValueError("names no root")
     writable, _, base = values["root", root].partition(" ")
+    current = linked(values.get(("link", "current"), ""))
+    links = [linked(values.get(("link", name), "")) for name in ("previous", "undo")]
+    # Equal links are a switch that was cut between its two renames: undo has what previous was.
+    previous = links[0] if links[0] != current else links[1]
     return Survey(
         root=root,
         obstacle=(printable(base) or root) if writable == "unwritable" else "",
@@ -152,12 +172,13 @@ def parse_survey(raw: bytes) -> Survey:
         blobs=blobs,
         parts=parts,
         damaged=tuple(damaged),
-        current=linked(values.get(("link", "current"), "")),
-        previous=linked(values.get(("link", "previous"), "")),
+        current=current,
+        previous=previous if previous != current else "",
         releases=releases,
         envs=envs,
         free_kib=number(values.get(("disk", "free"), ""), 3),
         used_kib=number(values.get(("disk", "used"), ""), 0) or 0,
+        holder=holder,
     )
 
 
@@ -174,6 +195,10 @@ def parse_python(values: dict[tuple[str, str], str]) -> Python | None:
         version=tuple(int(part) for part in version if part.isdecimal()),
         modules=frozenset(name for name in ("numpy", *INTERPRETERS) if probed.get(name) == "yes"),
         machine=printable(probed.get("machine", ""), 32),
+        bits=number(probed.get("bits", ""), 0) or 0,
+        glibc=glibc[1] if (glibc := GLIBC.fullmatch(probed.get("libc", ""))) else "",
+        ram_mb=number(probed.get("ram", ""), 0) or 0,
+        edgetpu={"yes": True, "no": False}.get(probed.get("edgetpu", "")),
         said=printable(probed.get("", ""), 120),
     )
 

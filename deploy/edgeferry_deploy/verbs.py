@@ -17,7 +17,13 @@ IDENTITY = (
     {"metavar": "FILE", "help": "private key to log in with (default: the agent's keys, then ~/.ssh/id_*)"},
 )
 JSON = ("--json", {"action": "store_true", "help": "print one JSON object instead of text"})
-TARGET = ("target", {"metavar": "TARGET", "help": "USER@HOST[:PORT], or local:DIR for a folder on this machine"})
+TARGET = (
+    "target",
+    {
+        "metavar": "TARGET",
+        "help": "USER@HOST[:PORT], a Host of ~/.ssh/config, or local:DIR for a folder on this machine",
+    },
+)
 CHECK = (
     "--check-seconds",
     {
@@ -27,6 +33,7 @@ CHECK = (
         "help": "how long the device may take for its self-check (default: %(default)s)",
     },
 )
+REASON = ("--reason", {"metavar": "TEXT", "default": "", "help": "why, for the device's history"})
 
 # verb -> (module with run(arguments) -> exit code, summary, arguments)
 VERBS = {
@@ -56,13 +63,54 @@ VERBS = {
                 },
             ),
             CHECK,
+            ("--any-arch", {"action": "store_true", "help": "also send what was made for another architecture"}),
+            ("--dry-run", {"action": "store_true", "help": "show what would change, write nothing"}),
+            REASON,
             JSON,
         ),
     ),
     "rollback": (
         "edgeferry_deploy.rollback",
         "go back to the release before, after checking it again",
-        (TARGET, ROOT, IDENTITY, CHECK, JSON),
+        (
+            TARGET,
+            (
+                "release",
+                {
+                    "metavar": "RELEASE",
+                    "nargs": "?",
+                    "default": "",
+                    "help": "one that the device keeps, or the beginning of its name (default: the one before)",
+                },
+            ),
+            ROOT,
+            IDENTITY,
+            CHECK,
+            REASON,
+            JSON,
+        ),
+    ),
+    "history": (
+        "edgeferry_deploy.history",
+        "show what was done to a board, when, by whom and why",
+        (TARGET, ROOT, IDENTITY, JSON),
+    ),
+    "lock": (
+        "edgeferry_deploy.lock",
+        "see who is changing a board, or end that",
+        (
+            TARGET,
+            ("action", {"choices": ("status", "release"), "help": "show who holds the lock, or end it"}),
+            ROOT,
+            IDENTITY,
+            ("--force", {"action": "store_true", "help": "end the lock though its owner may still be at work"}),
+            JSON,
+        ),
+    ),
+    "remove": (
+        "edgeferry_deploy.remove",
+        "take edgeferry off a board with everything it put there",
+        (TARGET, ROOT, IDENTITY, ("--yes", {"action": "store_true", "help": "do not ask"}), JSON),
     ),
     "status": ("edgeferry_deploy.status", "show what a board has", (TARGET, ROOT, IDENTITY, JSON)),
     "demo": (
@@ -88,6 +136,62 @@ VERBS = {
             ("--fingerprint", {"metavar": "SHA256:...", "default": "", "help": "trust the key if it is this one"}),
             ("--yes", {"action": "store_true", "help": "trust whatever key it shows, without asking"}),
             ("--replace", {"action": "store_true", "help": "forget the key that is trusted now"}),
+            JSON,
+        ),
+    ),
+    "probe": (
+        "edgeferry_deploy.probe",
+        "show what a board is and has, in one round trip",
+        (
+            TARGET,
+            ROOT,
+            IDENTITY,
+            ("--write-profile", {"metavar": "FILE", "default": "", "help": "draft a device profile, NAME.toml"}),
+            JSON,
+        ),
+    ),
+    "doctor": (
+        "edgeferry_deploy.doctor",
+        "find what stands in a board's way, and the remedies",
+        (
+            TARGET,
+            (
+                "--bundle",
+                {"metavar": "BUNDLE", "default": "", "help": "compare with what this bundle needs as well"},
+            ),
+            ROOT,
+            IDENTITY,
+            JSON,
+        ),
+    ),
+    "wheelhouse": (
+        "edgeferry_deploy.wheelhouse",
+        "put a bundle and all its board needs into a folder, for a USB stick",
+        (
+            ("bundle", {"metavar": "BUNDLE", "help": "NAME.ferry, or a folder with the same members"}),
+            (
+                "--for",
+                {
+                    "dest": "profile",
+                    "metavar": "PROFILE",
+                    "default": "",
+                    "help": "a device profile's file (default: the profile the bundle was made for)",
+                },
+            ),
+            ("--arch", {"metavar": "ARCH", "default": "", "help": "the board's: aarch64, armv7l or x86_64"}),
+            ("--python", {"metavar": "3.N", "default": "", "help": "the version of the board's Python"}),
+            (
+                "--glibc",
+                {"metavar": "2.N", "default": "", "help": "the board's C library (default: the profile's oldest)"},
+            ),
+            (
+                "--output",
+                {
+                    "metavar": "DIR",
+                    "default": "edgeferry-wheelhouse",
+                    "help": "folder to make (default: %(default)s)",
+                },
+            ),
             JSON,
         ),
     ),

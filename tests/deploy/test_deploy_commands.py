@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-from edgeferry_deploy import commands
+from edgeferry_deploy import commands, upkeep
 from edgeferry_deploy.activation import parse_check
-from edgeferry_deploy.push import plan_push
+from edgeferry_deploy.plan import plan_push
 from edgeferry_deploy.release import (
     Blob,
     Record,
@@ -35,16 +35,23 @@ COMMANDS = {
     "send": (commands.send("/r/file"), ["/r/file"]),
     "publish": (commands.publish("/r"), ["/r"]),
     "assemble": (
-        commands.assemble("/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n"),
-        ["/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n"],
+        commands.assemble("/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token"),
+        ["/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token"],
     ),
     "repair": (commands.repair("/r", "id"), ["/r", "id"]),
     "check": (commands.check("/r", "id", "env", 300), ["/r", "id", "env", "300"]),
     "switch": (
-        commands.switch("/r", "id", "before", "0123abcd", "/py", "{}", "{}"),
-        ["/r", "id", "before", "0123abcd", "/py", "{}", "{}"],
+        commands.switch("/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token"),
+        ["/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token"],
     ),
     "discard": (commands.discard("/r", "id", "{}"), ["/r", "id", "{}"]),
+    "lock": (upkeep.take("/r", "token", 60, "{}", "dead", "id"), ["/r", "token", "60", "{}", "dead", "id"]),
+    "renew": (upkeep.renew("/r", "token", 60), ["/r", "token", "60"]),
+    "unlock": (upkeep.give("/r", "token", "{}"), ["/r", "token", "{}"]),
+    "note": (upkeep.note("/r", "{}"), ["/r", "{}"]),
+    "history": (upkeep.history("/r", 200), ["/r", "200"]),
+    "inspect": (upkeep.inspect("/r"), ["/r", *upkeep.OWN]),
+    "remove": (upkeep.remove("/r", "token"), ["/r", "token", *upkeep.OWN]),
 }
 
 

@@ -9,12 +9,14 @@ import hmac
 import io
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import asyncssh
 import pytest
@@ -24,7 +26,9 @@ from edgeferry_deploy.enrol import enrol
 from edgeferry_deploy.errors import (
     AuthenticationError,
     ChangedHostKeyError,
+    CommandTimeoutError,
     ConnectError,
+    DeviceReplyError,
     HostKeyError,
     LinkLostError,
     NotSshError,
@@ -35,8 +39,10 @@ from edgeferry_deploy.errors import (
 )
 from edgeferry_deploy.hostkeys import HostKey, KnownHosts, host_pattern, own_file, parse_known_hosts, store
 from edgeferry_deploy.push import push
+from edgeferry_deploy.release import Blob
 from edgeferry_deploy.ssh import fetch_host_key
 from edgeferry_deploy.target import SshTarget, parse_target
+from edgeferry_deploy.transfer import plan_uploads, send_blobs
 
 
 def new_key(path=None, passphrase=None):
@@ -289,13 +295,14 @@ def test_server_that_says_nothing_is_given_up(monkeypatch):
 
 
 def test_push_killed_mid_upload_leaves_nothing_half_written_and_the_next_resumes(
-    start_device, make_bundle, runtime_folder, tmp_path
+    start_device, make_bundle, runtime_folder, monkeypatch
 ):
     device = start_device()
     root = device.home / ".local" / "share" / "edgeferry"
     with open_transport(device.target, device.identity) as transport:
         first = push(make_bundle(), transport, runtime_folder=runtime_folder)
     bundle = make_bundle(size=3_000_000)
+    monkeypatch.setattr("edgeferry_deploy.delta.LEAST_GAIN", 1.0)  # the model would shrink to nothing
     transport = open_transport(device.target, device.identity)
     send = transport.upload
 
@@ -357,6 +364,96 @@ def test_link_that_silently_takes_nothing_more_is_given_up(start_device, monkeyp
         assert time.monotonic() - began < 15
         transport.close()
         thawed.set()
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "said"),
+    [
+        ("sleep 60", CommandTimeoutError, "did not end within 1 s"),
+        ("exec >&- 2>&-; sleep 60", CommandTimeoutError, "did not end within 1 s"),
+        ("while :; do echo tick; sleep 0.1; done", CommandTimeoutError, "did not end within 1 s"),
+        ("cat /dev/zero", DeviceReplyError, "printed more than 1000000 bytes"),
+        ("cat /dev/zero >&2", DeviceReplyError, "printed more than 1000000 bytes"),
+        ("yes '\033[31m\007'", DeviceReplyError, "printed more than 1000000 bytes"),
+    ],
+)
+def test_command_without_an_end_ends_within_its_deadline_and_the_session_goes_on(
+    start_device, script, error, said
+):
+    device = start_device()
+    with open_transport(device.target, device.identity) as transport:
+        began = time.monotonic()
+        with pytest.raises(error, match=said) as caught:
+            transport.run(["sh", "-c", script], timeout=1 if error is CommandTimeoutError else 30, limit=1_000_000)
+        assert time.monotonic() - began < 15
+        assert str(caught.value).replace("\n", "").isprintable()
+        assert caught.value.remedy
+        assert transport.run(["echo", "again"]).stdout == b"again\n"
+
+
+def test_binary_output_arrives_as_it_is(start_device):
+    device = start_device()
+    data = bytes(range(256)) * 2000
+    (device.home / "file").write_bytes(data)
+    with open_transport(device.target, device.identity) as transport:
+        done = transport.run(["sh", "-c", "cat file; cat file >&2"])
+        assert (done.exit_status, done.stdout, done.stderr) == (0, data, data)
+
+
+def test_command_that_closes_its_stdin_early_is_not_fed_for_ever(start_device):
+    device = start_device()
+    with open_transport(device.target, device.identity) as transport:
+        done = transport.run(["sh", "-c", "exec <&-; echo full >&2; exit 3"], [bytes(32768)] * 2000, timeout=30)
+        assert (done.exit_status, done.stderr) == (3, b"full\n")
+
+
+def test_upload_cut_at_random_points_goes_on_by_content_hash(start_device, monkeypatch):
+    device = start_device()
+    data = random.Random(5).randbytes(2_000_000)
+    blob = Blob("model", hashlib.sha256(data).hexdigest(), len(data), data)
+    root = device.home / "root"
+    part, sent, cuts = root / "blobs" / f"{blob.sha256}.part", 0, 0
+    left = []  # bytes the next connection carries before it is cut
+
+    def carry(source, sink, counted):
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                if counted:
+                    left[0] -= len(chunk)
+                    if left[0] < 0:
+                        break
+                sink.sendall(chunk)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def proxy(connection):
+        with socket.create_connection((device.host, device.port)) as onward:
+            threading.Thread(target=carry, args=[onward, connection, False], daemon=True).start()
+            carry(connection, onward, True)
+
+    with listener(proxy) as port:
+        target = SshTarget(device.user, "127.0.0.1", port)
+        left[:] = [10**9]
+        store(target, fetch_host_key(target))
+        points = random.Random(6)
+        for attempt in range(12):
+            there = part.stat().st_size if part.exists() else 0
+            left[:] = [points.randrange(100_000, 700_000) if attempt < 5 else 10**9]
+            try:
+                with open_transport(target, device.identity) as transport:
+                    uploads = plan_uploads([blob], {}, {blob.sha256: there})
+                    [way] = send_blobs(transport, str(root), "python3", uploads, None)
+            except LinkLostError:
+                cuts += 1
+                time.sleep(0.2)  # until the device has written what arrived
+                continue
+            sent = way.size
+            break
+    assert cuts >= 3
+    assert 0 <= sent < len(data) - 200_000
+    assert (root / "blobs" / blob.sha256).read_bytes() == data
+    assert not part.exists()
 
 
 def test_device_that_dies_during_a_command_is_a_lost_link(start_device):
@@ -426,3 +523,13 @@ def test_command_line_from_enrol_to_rollback(start_device, make_bundle, capsys, 
     assert main(["rollback", *login]) == 0
     assert main(["push", str(make_bundle("WRONG")), *login, "--json"]) == 1
     assert "edgeferry: error: digits-" in capsys.readouterr().err
+
+
+def test_no_login_is_lost_when_the_answer_is_faster_than_its_listener(make_device):
+    device = make_device()
+
+    def log_in(_: int) -> None:
+        device.connect().close()
+
+    with ThreadPoolExecutor(4) as pool:  # raises what any of them raised
+        list(pool.map(log_in, range(150)))

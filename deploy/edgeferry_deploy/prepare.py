@@ -1,0 +1,107 @@
+"""From a bundle and a look at a device to a plan: what `push` and `push --dry-run` begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgeferry_runtime.bundle import Bundle
+
+from edgeferry_deploy.activation import CHECK_SECONDS, now, who
+from edgeferry_deploy.errors import DeployError
+from edgeferry_deploy.plan import KEEP, Plan, Preview, plan_push, require_space
+from edgeferry_deploy.release import Blob, Record, bundle_blobs, env_hash, pack_runtime, release_id
+from edgeferry_deploy.requirements import require_fit
+from edgeferry_deploy.survey import Python, Survey, look, require_python
+from edgeferry_deploy.target import DEFAULT_ROOT, check_root
+from edgeferry_deploy.transport import Transport
+
+__all__ = ["Cargo", "Options", "installed_runtime", "load", "prepare", "preview"]
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """What a bundle puts on a device, beside the runtime that is to run it."""
+
+    bundle: Bundle
+    release: str
+    blobs: tuple[Blob, ...]
+    runtime: Blob
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a push is done; see `push`."""
+
+    root: str = DEFAULT_ROOT
+    python: str = ""
+    keep: int = KEEP
+    check_seconds: int = CHECK_SECONDS
+    runtime_folder: str | Path | None = None
+    any_arch: bool = False
+    reason: str = ""
+
+
+@contextmanager
+def load(bundle_path: str | Path, options: Options) -> Iterator[Cargo]:
+    """Open a bundle and name what it consists of."""
+    with Bundle.open(str(bundle_path)) as bundle:
+        folder = options.runtime_folder
+        yield Cargo(
+            bundle=bundle,
+            release=release_id(bundle.manifest.name, bundle.manifest.version),
+            blobs=bundle_blobs(bundle),
+            runtime=pack_runtime(Path(folder) if folder else installed_runtime()),
+        )
+
+
+def prepare(transport: Transport, cargo: Cargo, options: Options) -> tuple[Survey, Plan, Python]:
+    """Look and plan: one round trip, nothing written; a device that lacks something is refused."""
+    blobs, manifest = cargo.blobs, cargo.bundle.manifest
+    survey = look(
+        transport,
+        check_root(options.root),
+        blobs=[*blobs, cargo.runtime],
+        release=cargo.release,
+        python=options.python,
+    )
+    device_python = require_python(survey, transport.name, options.python)
+    require_fit(manifest.requires, device_python, transport.name, cargo.release, any_arch=options.any_arch)
+    record = Record(
+        bundle=manifest.name,
+        version=manifest.version,
+        env=env_hash(cargo.runtime.sha256, device_python.path),
+        python=device_python.path,
+        pushed_by=who(),
+        pushed_at=now(),
+    )
+    plan = plan_push(survey, record, cargo.release, blobs, cargo.runtime, options.keep)
+    require_space(survey, plan, transport.name)
+    return survey, plan, device_python
+
+
+def preview(bundle_path: str | Path, transport: Transport, **choices: Any) -> Preview:
+    """What a push would do: one round trip, nothing written.
+
+    Args:
+        choices: as for `push`.
+
+    Raises:
+        BundleError, DeployError: what would refuse the push before anything is sent.
+    """
+    options = Options(**choices)
+    with load(bundle_path, options) as cargo:
+        survey, plan, _ = prepare(transport, cargo, options)
+    return Preview(transport.name, plan, survey)
+
+
+def installed_runtime() -> Path:
+    """The runtime package of this workstation."""
+    spec = find_spec("edgeferry_runtime")
+    if spec is None or not spec.origin:
+        raise DeployError("edgeferry_runtime is not installed here", "pip install edgeferry-runtime")
+    return Path(spec.origin).parent
