@@ -50,6 +50,7 @@ class Result(NamedTuple):
         """Plain values for a line of JSON."""
         value: dict[str, Any] = {
             "frame": self.frame,
+            "captured": round(self.time - self.age_us / 1e6, 6),
             "time": round(self.time, 6),
             "age_ms": round(self.age_us / 1000, 3),
             "dropped": self.dropped,

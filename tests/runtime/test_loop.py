@@ -63,6 +63,7 @@ def test_folder_to_standard_output(bundle, pictures, capsys):
         later = sum(us for name, us in stages.items() if name != "capture")
         assert abs(result["age_ms"] * 1000 - later) < 2
         assert result["dropped"] == 0
+        assert result["time"] - result["captured"] == pytest.approx(result["age_ms"] / 1000, abs=1e-5)
         assert len(result["classes"]) == 4
     assert "3 frames in" in captured.err
     assert "frame age" in captured.err

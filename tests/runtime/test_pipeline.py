@@ -113,15 +113,15 @@ def test_whichever_thread_preprocesses_the_answers_are_the_same(model, late, col
 
 
 def test_two_threads_where_they_pay(model):
-    slow(model, 0.005)
+    slow(model, 0.02)
     source = Given(pictures(40))
     read = source._read
-    source._read = lambda timeout_s: (time.sleep(0.005), read(timeout_s))[1]
+    source._read = lambda timeout_s: (time.sleep(0.02), read(timeout_s))[1]
     summary = Pipeline(source, model).run()
     assert summary.shape == "pipelined"
     assert summary.frames == 40
-    # Side by side, not one after the other, for the 32 frames behind the trial.
-    assert summary.seconds < 40 * 0.0125
+    # One after the other they would take 1.6 s; side by side, behind the trial's 8 frames, it is 1 s.
+    assert summary.seconds < 1.4
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
@@ -130,7 +130,7 @@ def test_a_live_source_is_never_behind(model, pipelined):
     with open_source("synthetic:64x48@30") as source:
         pipeline = Pipeline(source, model, frames=12, pipelined=pipelined)
         ages = [(result.age_us - result.stages_us[4]) / 1000 for _, result in pipeline]
-    assert sorted(ages)[len(ages) // 2] < 60  # a queue would be past 100 ms at once, and grow
+    assert sorted(ages)[len(ages) // 2] < 90  # a queue would be past 100 ms at once, and grow
     summary = pipeline.summary()
     assert summary.losses["unread"] >= 20
     assert summary.capture_to_invoke.count == 12
