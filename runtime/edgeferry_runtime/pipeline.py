@@ -63,7 +63,7 @@ class _Prepared(NamedTuple):
 class Pipeline:
     """Runs a model on a source until the source ends, enough frames are done, or it is told to stop.
 
-    Iterate over it for (frame, result) pairs, or call :meth:`run`.
+    Iterate over it for (frame, result) pairs, or call :meth:`run`; once.
 
     Args:
         source, model, sinks: opened by the caller, who also closes them; :meth:`open` does both.
