@@ -33,10 +33,10 @@ demo: install
 	$(BIN)/edgeferry demo --output demo-out
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not lab"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not lab"
 
 test-all: install
-	$(BIN)/python -m pytest -m "not lab"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not lab"
 
 lab: install
 	$(BIN)/python -m pytest -m lab

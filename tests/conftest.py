@@ -94,6 +94,12 @@ def tiny_contents(name: str = "tiny", seed: int = 0) -> tuple[Manifest, dict[str
 
 
 @pytest.fixture(scope="session")
+def make_contents() -> Callable[[str, int], tuple[Manifest, dict[str, bytes]]]:
+    """Manifest and members of a tiny classifier, another one for each seed."""
+    return tiny_contents
+
+
+@pytest.fixture(scope="session")
 def tiny_manifest() -> Manifest:
     return tiny_contents()[0]
 

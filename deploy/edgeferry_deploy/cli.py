@@ -62,7 +62,14 @@ def dispatch(words: list[str]) -> int:
         module, parser.description, arguments = VERBS[verb]
         for name, options in arguments:
             add(parser, name, options)
-        parsed = parser.parse_args(words[1:])
+        own, behind = words[1:], []
+        if "--" in own and any(name == "rest" for name, _ in arguments):
+            # What stands behind the first `--` is handed on as it is.
+            at = own.index("--")
+            own, behind = own[:at], own[at + 1 :]
+        parsed = parser.parse_args(own)
+        if hasattr(parsed, "rest"):
+            parsed.rest = [*parsed.rest, *behind]
         from importlib import import_module
 
         return int(import_module(module).run(parsed))
@@ -91,7 +98,12 @@ def whole_number(least: int, most: int, what: str) -> Any:
     return parse
 
 
-TYPES = {"seconds": whole_number(1, 86400, "it"), "keep": whole_number(2, 1000, "it")}
+TYPES = {
+    "seconds": whole_number(1, 86400, "it"),
+    "keep": whole_number(2, 1000, "it"),
+    "age": whole_number(0, 86_400_000, "it"),
+    "lines": whole_number(1, 100_000, "it"),
+}
 
 
 class Version(argparse.Action):

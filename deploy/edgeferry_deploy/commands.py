@@ -13,6 +13,7 @@ from edgeferry_deploy.snippets import APPEND, DIGEST, FSYNC, LEASE, REPLACE, STA
 __all__ = [
     "assemble",
     "check",
+    "commit",
     "discard",
     "name_of",
     "publish",
@@ -106,6 +107,11 @@ if [ -d "$root" ]; then
   for part in "$root"/blobs/*.part; do
     if [ -f "$part" ]; then name=${part##*/}; say part "${name%.part}" "$(($(wc -c <"$part")))"; fi
   done
+  if [ -f service/manager ]; then say service manager "$(head -n 1 service/manager | head -c 200)"; fi
+  if [ -f shared/run.json ]; then say service config "$(digest_of shared/run.json)"; fi
+  for trial in state/trial state/reverting; do
+    if [ -d "$trial" ]; then say service trial "$(head -n 1 "$trial/release" 2>/dev/null | head -c 200)"; fi
+  done
   say disk used "$(du -sk -- "$root" 2>/dev/null | tail -n 1)"
 fi
 echo end
@@ -180,16 +186,34 @@ ASSEMBLE = (
     + REPLACE
     + LEASE
     + r"""
-root=$1 id=$2 suffix=$3 env=$4 python=$5 runtime=$6 launcher=$7 token=$8
+root=$1 id=$2 suffix=$3 env=$4 python=$5 runtime=$6 launcher=$7 token=$8 lock=$9
+shift 9
 cd -- "$root" || exit
 if [ -n "$token" ]; then fence "$token" 60; fi
 mkdir -p blobs releases env log || exit
-rm -rf -- releases/*.tmp-???????? env/*.tmp-????????
+# Under the lease nobody else builds; an install whose workstation vanished fails when its folder goes.
+rm -rf -- releases/*.tmp-???????? env/*.tmp-???????? env/*.part-*
+tmp=
+trap 'if [ -n "$tmp" ]; then rm -rf -- "$tmp"; fi' EXIT
+trap 'exit 129' HUP INT TERM
 
-if [ ! -x "env/$env/edgeferry-run" ]; then
+if [ ! -x "env/$env/edgeferry-run" ] && [ -n "$lock" ]; then
+  tmp=env/$env.tmp-$suffix
+  mkdir -- "$tmp" && printf '%s' "$lock" >"$tmp/lock.json" || exit
+  printf '%s' "$1" | while read -r digest name; do ln -- "blobs/$digest" "$tmp/$name" || exit; done || exit
+  rm -rf -- "env/$env"
+  PYTHONPATH=$tmp/edgeferry-runtime.zip "$python" -m edgeferry_runtime install "$tmp" --into "env/$env" \
+    </dev/null >/dev/null || exit
+  # The links keep the wheels' blobs while this env lives: the next runtime needs them again.
+  find "$tmp" -exec sync -- {} + 2>/dev/null || sync
+  replace "$tmp" "env/$env/wheels" || exit
+  fsync "env/$env"
+elif [ ! -x "env/$env/edgeferry-run" ]; then
   tmp=env/$env.tmp-$suffix
   mkdir -- "$tmp" || exit
   "$python" -m zipfile -e "blobs/$runtime" "$tmp" </dev/null || exit
+  # A first start then compiles nothing, not even where the card is read-only; without these files it works, too.
+  "$python" -m compileall -q "$tmp/edgeferry_runtime" </dev/null >/dev/null 2>&1
   ln -- "blobs/$runtime" "$tmp/runtime.zip" || exit
   printf '%s' "$launcher" >"$tmp/edgeferry-run" && chmod 755 "$tmp/edgeferry-run" || exit
   find "$tmp" -type f -exec sync -- {} + 2>/dev/null || sync
@@ -241,29 +265,65 @@ exec "$@" "$launcher" check --bundle "$release" --json </dev/null
 """
 )
 
+# What a switch may remove, on stdin; what current or previous point to stays whatever the lines say.
+PRUNE = r"""
+while read -r kind name; do
+  for link in current previous; do
+    if [ "$(readlink "$link" 2>/dev/null)" = "releases/$name" ]; then continue 2; fi
+  done
+  case $kind in
+    release) rm -rf -- "releases/$name" ;;
+    env) rm -rf -- "env/$name" ;;
+  esac
+done
+# A blob with one link belongs to no release; an hour spares the one another push is sending right now.
+find blobs -type f -links 1 ! -name '*.part' -mmin +60 -exec rm -f -- {} +
+find blobs -type f -name '*.part' -mmin +10080 -exec rm -f -- {} +
+exit 0
+"""
+
+RECORD = r"""
+keep_record() {
+  new=releases/$1/release.json.tmp-$2
+  printf '%s\n' "$3" >"$new" && chmod 444 "$new" && fsync "$new" || exit
+  mv -f -- "$new" "releases/$1/release.json" || exit
+  fsync "releases/$1"
+}
+"""
+
 SWITCH = (
     START
     + FSYNC
     + REPLACE
     + APPEND
     + LEASE
+    + RECORD
     + r"""
-root=$1 id=$2 expected=$3 suffix=$4 python=$5 record=$6 line=$7 token=$8
+root=$1 id=$2 expected=$3 suffix=$4 python=$5 record=$6 line=$7 token=$8 trial=$9
 cd -- "$root" || exit
-# From here on the device alone decides: it ends the lease however this ends, and nobody renews it meanwhile.
-if [ -n "$token" ]; then fence "$token" 300; trap 'give "$token"' EXIT; fi
+if [ -n "$trial" ]; then
+  fence "$token" 60
+elif [ -n "$token" ]; then
+  # From here on the device alone decides: it ends the lease however this ends, and nobody renews it meanwhile.
+  fence "$token" 300
+  trap 'give "$token"' EXIT
+fi
 now=$(readlink current 2>/dev/null)
 if [ "${now##*/}" != "$expected" ]; then
   echo "current is ${now:-nothing}, not ${expected:-nothing}: somebody else switched meanwhile" >&2
   exit 3
 fi
 if [ ! -d "releases/$id" ]; then echo "releases/$id is gone" >&2; exit 3; fi
-if [ -n "$record" ]; then
-  new=releases/$id/release.json.tmp-$suffix
-  printf '%s\n' "$record" >"$new" && chmod 444 "$new" && fsync "$new" || exit
-  mv -f -- "$new" "releases/$id/release.json" || exit
-  fsync "releases/$id"
+if [ -n "$trial" ]; then
+  # TRIAL is: created, seconds, and whether a run.json waits.
+  set -- $trial
+  rm -rf -- state/.trial
+  sh service/control arm "$root" "$id" "$expected" "$1" "$token" "$2" "$3" || exit
+  if [ "$3" = 1 ]; then
+    fsync shared/run.json.new && mv -f -- shared/run.json.new shared/run.json && fsync shared || exit
+  fi
 fi
+if [ -n "$record" ]; then keep_record "$id" "$suffix" "$record"; fi
 link() {
   rm -f -- "$2.tmp-$suffix" && ln -s -- "releases/$1" "$2.tmp-$suffix" && replace "$2.tmp-$suffix" "$2"
 }
@@ -279,22 +339,42 @@ fsync releases .
 link "$id" current || exit
 fsync . ..
 rm -f -- undo
+if [ -n "$trial" ]; then
+  # It goes on from here without the workstation, too: who does not prove it in time has it taken back.
+  if sh service/control restart "$root"; then exit 0; fi
+  sh service/control revert "$root" 'its service could not be started'
+  exit 5
+fi
 append "$line" && fsync log/audit.jsonl log
-
-while read -r kind name; do
-  for link in current previous; do
-    if [ "$(readlink "$link" 2>/dev/null)" = "releases/$name" ]; then continue 2; fi
-  done
-  case $kind in
-    release) rm -rf -- "releases/$name" ;;
-    env) rm -rf -- "env/$name" ;;
-  esac
-done
-# A blob with one link belongs to no release; an hour spares the one another push is sending right now.
-find blobs -type f -links 1 ! -name '*.part' -mmin +60 -exec rm -f -- {} +
-find blobs -type f -name '*.part' -mmin +10080 -exec rm -f -- {} +
-exit 0
 """
+    + PRUNE
+)
+
+COMMIT = (
+    START
+    + FSYNC
+    + APPEND
+    + LEASE
+    + RECORD
+    + r"""
+root=$1 id=$2 suffix=$3 record=$4 line=$5 token=$6
+cd -- "$root" || exit
+fence "$token" 300
+trap 'give "$token"' EXIT
+trial='' armed=''
+read -r trial 2>/dev/null <state/trial/release
+read -r armed 2>/dev/null <state/trial/token
+if [ "$trial" != "$id" ] || [ "$armed" != "$token" ]; then
+  echo "$id is not on trial any more: the board took it back" >&2
+  exit 3
+fi
+if [ -n "$record" ]; then keep_record "$id" "$suffix" "$record"; fi
+mv -- state/trial "state/.proven-$suffix" || exit
+fsync state
+rm -rf -- state/.proven-*
+append "$line" && fsync log/audit.jsonl log
+"""
+    + PRUNE
 )
 
 DISCARD = (
@@ -320,6 +400,11 @@ REMEDIES = (
     ("Operation not permitted", "the file system must know hard links (ext4, not FAT); choose another --root"),
     ("not found", "the device needs a POSIX shell with coreutils or busybox"),
     ("lock is not held", "nothing was switched; look at `edgeferry lock TARGET status`, then run it again"),
+    ("not on trial any more", "see `edgeferry history TARGET` and `edgeferry logs TARGET`"),
+    ("no such verb", "an older edgeferry set up the service there; push again"),
+    ("needs systemd, and root", "let sudo work without a password on the board, or give --service user"),
+    ("and lingering", "run that on the board, or give --service system or --service supervised"),
+    ("runs another folder", "remove that one first: edgeferry remove TARGET --root FOLDER"),
     ("somebody else switched", "look at `edgeferry status`, then push again"),
 )
 
@@ -368,13 +453,25 @@ def publish(root: str) -> Argv:
 
 
 def assemble(
-    root: str, release: str, suffix: str, env: str, python: str, runtime: str, launcher: str, token: str = ""
+    root: str,
+    release: str,
+    suffix: str,
+    env: str,
+    python: str,
+    runtime: str,
+    launcher: str,
+    token: str = "",
+    lock: str = "",
+    files: str = "",
 ) -> Argv:
-    """Unpack the runtime when this env is new, then link a release out of blobs (stdin: `SHA256 MEMBER`).
+    """Make the env when it is new, then link a release out of blobs (stdin: `SHA256 MEMBER`).
 
-    With a token only as the owner of that lease.
+    Args:
+        runtime, launcher: SHA-256 of the packed runtime, and the script that starts it.
+        token: of a lease, of which this must be the owner.
+        lock, files: text of lock.json, and `SHA256 NAME` lines of the blobs it names: for an env of wheels.
     """
-    return script("assemble", ASSEMBLE, root, release, suffix, env, python, runtime, launcher, token)
+    return script("assemble", ASSEMBLE, root, release, suffix, env, python, runtime, launcher, token, lock, files)
 
 
 def repair(root: str, release: str) -> Argv:
@@ -388,14 +485,31 @@ def check(root: str, release: str, env: str, seconds: int) -> Argv:
 
 
 def switch(
-    root: str, release: str, expected: str, suffix: str, python: str, record: str, line: str, token: str = ""
+    root: str,
+    release: str,
+    expected: str,
+    suffix: str,
+    python: str,
+    record: str,
+    line: str,
+    token: str = "",
+    trial: str = "",
 ) -> Argv:
     """Make a release current, but only while `expected` still is; then prune what stdin names.
 
     Stdin: lines `release ID` and `env HASH`; what current or previous point to stays whatever they say.  With a
     token only as the owner of that lease, which then ends.
+
+    Args:
+        trial: "CREATED SECONDS CONFIG": rollback is armed first and the service restarted last, the lease goes on,
+            and neither `line` nor stdin count before `commit`.
     """
-    return script("switch", SWITCH, root, release, expected, suffix, python, record, line, token)
+    return script("switch", SWITCH, root, release, expected, suffix, python, record, line, token, trial)
+
+
+def commit(root: str, release: str, suffix: str, record: str, line: str, token: str) -> Argv:
+    """End the trial of a release that held, and the lease; then prune what stdin names, as `switch` does."""
+    return script("commit", COMMIT, root, release, suffix, record, line, token)
 
 
 def discard(root: str, release: str, line: str) -> Argv:

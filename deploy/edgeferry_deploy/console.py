@@ -36,6 +36,17 @@ class Console:
         print(json.dumps(found, indent=2, sort_keys=True))
 
     @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Something that takes its time: a spinner with the latest word on a terminal; elsewhere nothing."""
+        if self.quiet or not sys.stdout.isatty():
+            yield lambda said: None
+            return
+        from rich.console import Console as Terminal
+
+        with Terminal().status(f"  {what}") as shown:
+            yield lambda said: shown.update(f"  {what}: {said}")
+
+    @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
         """A progress bar in bytes, on a terminal and when there is something to wait for; elsewhere None."""
         if self.quiet or total < WORTH_A_BAR or not sys.stdout.isatty():

@@ -16,11 +16,15 @@
         │   ├── CommandTimeoutError    its deadline passed                                (TimeoutError)
         │   └── DeviceReplyError       its reply is not what the command prints           (ValueError)
         ├── DeviceUnfitError           the device lacks what a bundle needs
+        │   └── SolveError             no set of wheels runs there                        (in wheels)
+        ├── DownloadError              a wheel cannot be had                              (in wheel_cache; OSError)
         ├── TransferError              bytes did not arrive as they were sent             (OSError)
         ├── SelfCheckError             the goldens replayed on the device fail
+        ├── HealthError                the service does not hold
         ├── NoReleaseError             there is no release to go to                       (LookupError)
         ├── LockedError                somebody else is changing the device
         ├── RemoveError                the root is not edgeferry's to remove
+        ├── ConversionFailedError      `edgeferry up` could not convert the model
         └── DemoError                  a step of the demo failed that is no deployment
 
 What a device says is shown only through `printable`: cut, decoded and without control characters.
@@ -33,6 +37,7 @@ from typing import TYPE_CHECKING
 from edgeferry_runtime.errors import EdgeferryError, UsageError
 
 if TYPE_CHECKING:
+    from edgeferry_deploy.health import Health
     from edgeferry_deploy.owner import Holder
 
 __all__ = [
@@ -41,10 +46,12 @@ __all__ = [
     "CommandError",
     "CommandTimeoutError",
     "ConnectError",
+    "ConversionFailedError",
     "DemoError",
     "DeployError",
     "DeviceReplyError",
     "DeviceUnfitError",
+    "HealthError",
     "HostKeyError",
     "LinkLostError",
     "LockedError",
@@ -153,6 +160,18 @@ class SelfCheckError(DeployError):
     """The device's own interpreter does not reproduce the bundle's goldens."""
 
 
+class HealthError(DeployError):
+    """A service did not hold over its window.
+
+    Attributes:
+        health: what was seen of it.
+    """
+
+    def __init__(self, message: str, remedy: str | None = None, *, health: Health | None = None) -> None:
+        super().__init__(message, remedy)
+        self.health = health
+
+
 class NoReleaseError(DeployError, LookupError):
     """The release that was asked for is not on the device."""
 
@@ -171,6 +190,10 @@ class LockedError(DeployError):
 
 class RemoveError(DeployError):
     """The root is not edgeferry's to remove, or its owner said no."""
+
+
+class ConversionFailedError(DeployError):
+    """The conversion that `edgeferry up` began said no; in its own words."""
 
 
 class DemoError(DeployError):

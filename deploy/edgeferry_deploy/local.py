@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import IO
 
 from edgeferry_deploy import commands
 from edgeferry_deploy.errors import CommandTimeoutError, TargetError
+from edgeferry_deploy.streaming import STDERR, STDOUT, Running
 from edgeferry_deploy.transport import DEADLINE, OUTPUT_LIMIT, Completed, Transport, too_long
 
 __all__ = ["LocalTransport"]
@@ -56,15 +58,7 @@ class LocalTransport(Transport):
         self.round_trips += 1
         started = time.monotonic()
         try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=self.folder,
-                env=self._environment,
-                start_new_session=True,  # so that a deadline ends the children too
-            )
+            process = self._popen(argv)
         except OSError as error:  # as a login shell answers for a program that is not there
             return Completed(tuple(argv), 127, b"", f"{argv[0]}: {error.strerror}".encode())
         outputs = tuple(Drain(pipe, limit, process) for pipe in (process.stdout, process.stderr) if pipe)
@@ -99,6 +93,22 @@ class LocalTransport(Transport):
             )
         return Completed(tuple(argv), max(status, -1), bytes(outputs[0].taken), bytes(outputs[1].taken))
 
+    def start(self, argv: Sequence[str]) -> Running:
+        """See `Transport.start`; a program that is not there is an OSError, but `stream` starts a shell."""
+        self.round_trips += 1
+        return LocalRunning(self._popen(argv))
+
+    def _popen(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.folder,
+            env=self._environment,
+            start_new_session=True,  # so that a deadline ends the children too, and Ctrl-C here none of them
+        )
+
     def _feed(self, process: subprocess.Popen[bytes], stdin: bytes | Iterable[bytes] | None) -> None:
         pipe = process.stdin
         if pipe is None:
@@ -118,6 +128,57 @@ class LocalTransport(Transport):
     def describe(self) -> str:
         """The session in one line."""
         return f"{self.name} (this machine, {sys.platform})"
+
+
+class LocalRunning(Running):
+    """See `Running`."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._selector = selectors.DefaultSelector()
+        for stream, pipe in ((STDOUT, process.stdout), (STDERR, process.stderr)):
+            if pipe:
+                self._selector.register(pipe, selectors.EVENT_READ, stream)
+
+    def read(self, seconds: float) -> list[tuple[int, bytes]] | None:
+        ended = self._process.poll() is not None
+        # A child that was left behind may hold the pipes open: then nothing more to read is the end.
+        ready = self._selector.select(0 if ended else seconds) if self._selector.get_map() else []
+        pieces = []
+        for key, _ in ready:
+            piece = os.read(key.fd, 65536)
+            if piece:
+                pieces.append((key.data, piece))
+            else:
+                self._selector.unregister(key.fileobj)
+        if not self._selector.get_map() and not ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
+        return None if ended and not ready else pieces
+
+    def let_go(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+
+    def exit_status(self) -> int:
+        return max(self._process.wait(), -1)
+
+    def close(self) -> None:
+        """Let go; what ends in time is reaped, what does not ends by its guard."""
+        running = self._process.poll() is None
+        if not running:
+            end(self._process)  # the guard and what was left behind
+        self.let_go()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe:
+                pipe.close()
+        self._selector.close()
+        if running:
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                end(self._process)
+                self._process.wait()
 
 
 class Drain(threading.Thread):

@@ -8,15 +8,17 @@ from shlex import quote
 from typing import Any
 
 from edgeferry_deploy.console import size_text
+from edgeferry_deploy.environment import Environment
 from edgeferry_deploy.errors import DeviceUnfitError
 from edgeferry_deploy.release import Blob, Record, Stale, stale
 from edgeferry_deploy.survey import Survey
-from edgeferry_deploy.transfer import Upload, plan_uploads
+from edgeferry_deploy.transfer import SMALL, Upload, plan_uploads
 
 __all__ = ["KEEP", "Plan", "Preview", "plan_push", "require_space"]
 
 KEEP = 3
 SPARE_KIB = 4096  # for folders, links, release.json and the log
+PAYLOAD = 0.9  # of a file's bytes: the largest packed form that lies beside the file while it is rebuilt
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Plan:
 
     Attributes:
         record: what release.json will say, but for the check.
+        environment: what runs the release.
+        new_env: the environment is not there yet, or not whole.
         before: the release that is current now.
         uploads: content that has to be sent.
         corrupt: members whose blob on the device has other bytes than its name says.
@@ -36,6 +40,8 @@ class Plan:
     """
 
     record: Record
+    environment: Environment
+    new_env: bool
     release: str
     before: str
     uploads: tuple[Upload, ...]
@@ -50,6 +56,13 @@ class Plan:
     def writes(self) -> bool:
         """Whether the device is changed at all."""
         return bool(self.uploads or self.assemble or self.repair or self.switch)
+
+    @property
+    def space(self) -> int:
+        """Bytes the device needs: what is sent, packed forms beside the files, and the new environment."""
+        sent = sum(upload.size for upload in self.uploads)
+        packed = sum(upload.size for upload in self.uploads if upload.size > SMALL and not upload.blob.path)
+        return sent + int(PAYLOAD * packed) + (self.environment.unpacked if self.new_env else 0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,14 @@ class Preview:
             "switch": plan.switch,
             "writes": plan.writes,
             "new_release": plan.release not in survey.releases,
-            "new_env": "" if survey.envs.get(plan.record.env) else plan.record.env,
+            "new_env": plan.record.env if plan.new_env else "",
+            "env": {
+                "name": plan.record.env,
+                "python": plan.record.python,
+                "packages": list(plan.environment.packages),
+                "notes": list(plan.environment.notes),
+            },
+            "space_bytes": plan.space,
             "send": [
                 {"member": name(upload.blob), "bytes": upload.size, "of": upload.blob.size}
                 for upload in plan.uploads
@@ -109,7 +129,9 @@ class Preview:
             if before != after:
                 lines.append(f"~ {link}  {before} -> {after}")
         lines += [f"+ release  {found['release']}"] if found["new_release"] else []
-        lines += [f"+ env  {found['new_env']}"] if found["new_env"] else []
+        if found["new_env"]:
+            made_of = ", ".join(found["env"]["packages"]) or f"the packages of {found['env']['python']}"
+            lines.append(f"+ env  {found['new_env']}  {made_of}")
         for sent in found["send"]:
             rest = f", the rest of {size_text(sent['of'])}" if sent["bytes"] < sent["of"] else ""
             lines.append(f"+ {sent['member']}  {size_text(sent['bytes'])}{rest}")
@@ -131,22 +153,24 @@ def name(blob: Blob) -> str:
 
 
 def plan_push(
-    survey: Survey, record: Record, release: str, blobs: Sequence[Blob], runtime: Blob, keep: int = KEEP
+    survey: Survey, record: Record, release: str, blobs: Sequence[Blob], environment: Environment, keep: int = KEEP
 ) -> Plan:
     """Decide what has to happen, from what the device has.
 
     Args:
         record: what release.json will say, but for the check.
         release: id of the release the blobs make up.
-        runtime: the packed runtime.
+        environment: what is to run it.
         keep: releases that stay on the device.
     """
     known = survey.releases.get(release)
     new, new_env = release not in survey.releases, not survey.envs.get(record.env)
     damaged = set(survey.damaged)
-    needed = [*(blobs if new or damaged else ()), *((runtime,) if new_env else ())]
+    needed = [*(blobs if new or damaged else ()), *(environment.blobs if new_env else ())]
     return Plan(
         record=record,
+        environment=environment,
+        new_env=new_env,
         release=release,
         before=survey.current,
         uploads=plan_uploads(needed, survey.blobs, survey.parts),
@@ -166,7 +190,7 @@ def plan_push(
 
 
 def require_space(survey: Survey, plan: Plan, device: str) -> None:
-    """Refuse before anything is written when the uploads do not fit.
+    """Refuse before anything is written when the release and its environment do not fit.
 
     Raises:
         DeviceUnfitError: the root's obstacle or the missing space, in words.
@@ -176,7 +200,7 @@ def require_space(survey: Survey, plan: Plan, device: str) -> None:
             f"{survey.root} on {device} cannot be written: {survey.obstacle} is not writable for this user",
             f'on the device: sudo install -d -o "$USER" {quote(survey.root)}; or choose another --root',
         )
-    needed = sum(upload.size for upload in plan.uploads) // 1024 + SPARE_KIB
+    needed = plan.space // 1024 + SPARE_KIB
     if survey.free_kib is not None and survey.free_kib < needed:
         raise DeviceUnfitError(
             f"{device} has {size_text(survey.free_kib * 1024)} free for {survey.root}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 from edgeferry_runtime.bundle import Bundle
 
 from edgeferry_deploy.activation import CHECK_SECONDS, now, who
+from edgeferry_deploy.console import Console
+from edgeferry_deploy.environment import Environment, Sources, choose
 from edgeferry_deploy.errors import DeployError
 from edgeferry_deploy.plan import KEEP, Plan, Preview, plan_push, require_space
-from edgeferry_deploy.release import Blob, Record, bundle_blobs, env_hash, pack_runtime, release_id
+from edgeferry_deploy.release import Blob, Record, bundle_blobs, pack_runtime, release_id
 from edgeferry_deploy.requirements import require_fit
-from edgeferry_deploy.survey import Python, Survey, look, require_python
+from edgeferry_deploy.survey import Python, Survey, look
 from edgeferry_deploy.target import DEFAULT_ROOT, check_root
 from edgeferry_deploy.transport import Transport
 
@@ -44,6 +46,13 @@ class Options:
     runtime_folder: str | Path | None = None
     any_arch: bool = False
     reason: str = ""
+    env: str = "auto"
+    offline: str | Path | None = None
+
+    @property
+    def sources(self) -> Sources:
+        """Where the environment may come from."""
+        return Sources(self.env, self.offline, self.python, self.any_arch)
 
 
 @contextmanager
@@ -59,8 +68,16 @@ def load(bundle_path: str | Path, options: Options) -> Iterator[Cargo]:
         )
 
 
-def prepare(transport: Transport, cargo: Cargo, options: Options) -> tuple[Survey, Plan, Python]:
-    """Look and plan: one round trip, nothing written; a device that lacks something is refused."""
+def prepare(
+    transport: Transport, cargo: Cargo, options: Options, console: Console | None = None
+) -> tuple[Survey, Plan, Python]:
+    """Look and plan, nothing written on the device; one that lacks something no wheel can bring is refused.
+
+    One round trip; another for the facts when wheels are wanted, and one for their blobs when they are new.
+
+    Args:
+        console: hears of downloads and of what is known against a wheel; by default nobody does.
+    """
     blobs, manifest = cargo.blobs, cargo.bundle.manifest
     survey = look(
         transport,
@@ -69,23 +86,34 @@ def prepare(transport: Transport, cargo: Cargo, options: Options) -> tuple[Surve
         release=cargo.release,
         python=options.python,
     )
-    device_python = require_python(survey, transport.name, options.python)
+    quiet = Console(quiet=True)
+    environment = choose(transport, survey, manifest, cargo.runtime, options.sources, console or quiet)
+    survey = with_wheels(transport, survey, environment)
+    device_python = environment.python
     require_fit(manifest.requires, device_python, transport.name, cargo.release, any_arch=options.any_arch)
     record = Record(
         bundle=manifest.name,
         version=manifest.version,
-        env=env_hash(cargo.runtime.sha256, device_python.path),
+        env=environment.name,
         python=device_python.path,
         pushed_by=who(),
         pushed_at=now(),
     )
-    plan = plan_push(survey, record, cargo.release, blobs, cargo.runtime, options.keep)
+    plan = plan_push(survey, record, cargo.release, blobs, environment, options.keep)
     require_space(survey, plan, transport.name)
     return survey, plan, device_python
 
 
+def with_wheels(transport: Transport, survey: Survey, environment: Environment) -> Survey:
+    """The survey with what the device has of the wheels; asked for only when they are needed."""
+    if not environment.wheels or survey.envs.get(environment.name):
+        return survey
+    again = look(transport, survey.root, blobs=environment.wheels, python=environment.python.path)
+    return replace(survey, blobs={**again.blobs, **survey.blobs}, parts=again.parts)
+
+
 def preview(bundle_path: str | Path, transport: Transport, **choices: Any) -> Preview:
-    """What a push would do: one round trip, nothing written.
+    """What a push would do, nothing written on the device; wheels it would send are downloaded to this cache.
 
     Args:
         choices: as for `push`.

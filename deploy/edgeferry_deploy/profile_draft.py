@@ -16,6 +16,8 @@ from edgeferry_runtime.errors import UsageError
 
 from edgeferry_deploy.errors import DeviceUnfitError, printable
 from edgeferry_deploy.fact_types import Facts, PythonFound
+from edgeferry_deploy.wheel_table import WHEELS
+from edgeferry_deploy.wheels import BoardFacts, SolveError, Wanted, board_of, solve
 
 __all__ = ["Interpreter", "check_file", "draft", "interpreter_for", "write"]
 
@@ -26,34 +28,20 @@ SMALL_MB = 900  # below it a camera of 640x480 and half the memory, as in the sh
 
 @dataclass(frozen=True)
 class Interpreter:
-    """An interpreter's wheels and where they run.
+    """An interpreter for a profile.
 
     Attributes:
-        pythons: oldest and newest minor version of Python 3.
-        glibc: oldest C library.
         version: versions that a profile accepts, as pip writes them.
+        fallback: requirements to try after it.
+        constraints: requirements on other packages that hold with it.
     """
 
     package: str
-    architectures: tuple[str, ...]
-    pythons: tuple[int, int]
-    glibc: tuple[int, int]
     version: str
     fallback: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
 
 
-# In order of preference.  Sources: the wheels' names on the package index (ai-edge-litert 2.1 to 2.3,
-# tflite-runtime 2.11 and 2.14) and the shipped profiles, which say why these versions.
-INTERPRETERS = (
-    Interpreter("ai-edge-litert", ("x86_64",), (9, 14), (2, 27), ">=2.1"),
-    Interpreter("ai-edge-litert", ("aarch64",), (9, 14), (2, 27), ">=2.1,<2.2", ("ai-edge-litert>=2.3,<2.4",)),
-    Interpreter(
-        "tflite-runtime", ("aarch64", "armv7l"), (8, 11), (2, 34), ">=2.14,<2.15", constraints=("numpy<2",)
-    ),
-    Interpreter("tflite-runtime", ("x86_64",), (8, 11), (2, 17), ">=2.14,<2.15", constraints=("numpy<2",)),
-    Interpreter("tflite-runtime", ("aarch64", "armv7l"), (7, 7), (2, 28), ">=2.5,<2.12", constraints=("numpy<2",)),
-)
 # With an Edge TPU the delegate's build decides: the one pairing with a current libedgetpu that anyone reported.
 EDGE_TPU_LITERT = {"version": ">=2.2,<2.3", "fallback": ["ai-edge-litert>=2.1,<2.2"]}
 
@@ -64,28 +52,46 @@ def interpreter_for(facts: Facts) -> tuple[Interpreter, PythonFound]:
     Raises:
         DeviceUnfitError: there is none; says what stands in the way.
     """
-    arch, usable = facts.userland_arch, [one for one in facts.pythons or () if one.version[0] == 3]
-    glibc = facts.libc.version[:2] if facts.libc and facts.libc.kind == "glibc" else None
-    here = [one for one in INTERPRETERS if arch in one.architectures]
-    for one in here:
-        for python in usable:
-            fits = one.pythons[0] <= python.version[1] <= one.pythons[1]
-            if fits and glibc and glibc >= one.glibc:
-                return one, python
-    raise DeviceUnfitError(f"no interpreter has a wheel for {facts.device}: {obstacle(facts, here)}", NO_WHEEL)
+    board = board_of(facts)
+    try:
+        solution = solve(board, device=facts.device)
+    except SolveError as error:
+        message = f"no interpreter has a wheel for {facts.device}: {obstacle(facts)}"
+        raise DeviceUnfitError(message, error.remedy) from None
+    chosen = solution.wheels[0]
+    first = chosen.version.lstrip("=")
+    numpy = next(wheel.numpy for wheel in WHEELS if (wheel.package, wheel.version) == (chosen.name, first))
+    interpreter = Interpreter(
+        package=chosen.name,
+        version=series(first),
+        fallback=other_series(board._replace(pythons=(solution.python,)), chosen.name, first),
+        constraints=(f"numpy{numpy}",) if numpy else (),
+    )
+    return interpreter, next(one for one in facts.pythons or () if one.path == solution.python.path)
 
 
-NO_WHEEL = (
-    "use a 64-bit system with glibc 2.27 and Python 3.9 to 3.14 (Raspberry Pi OS 64-bit has them), or, on 32 "
-    "bits, glibc 2.34 and Python 3.8 to 3.11"
-)
+def series(version: str) -> str:
+    """The versions that differ from 2.1.6 in their last part only: ">=2.1,<2.2"."""
+    major, minor = version.split(".")[:2]
+    return f">={major}.{minor},<{major}.{int(minor) + 1}"
 
 
-def obstacle(facts: Facts, here: list[Interpreter]) -> str:
+def other_series(board: BoardFacts, package: str, version: str) -> tuple[str, ...]:
+    """The next best series of a package that a board runs; empty when there is only one."""
+    low, high = series(version).split(",")
+    limits = (package + low.replace(">=", "<"), package + high.replace("<", ">="))
+    try:
+        found = solve(board, Wanted(interpreters=tuple(reversed(limits)))).wheels[0]
+    except SolveError:
+        return ()
+    return (package + series(found.version.lstrip("=")),)
+
+
+def obstacle(facts: Facts) -> str:
     """What stands in the way of every interpreter."""
     if facts.userland_arch is None or not facts.pythons:
         return "its architecture is not known" if facts.userland_arch is None else "it has no Python"
-    if not here:
+    if not any(facts.userland_arch in wheel.glibc for wheel in WHEELS):
         return f"there are none for {facts.userland_arch}"
     if facts.libc is None or facts.libc.kind != "glibc":
         return f"its C library is {facts.libc.kind}, not glibc" if facts.libc else "its C library is not known"

@@ -25,6 +25,7 @@ __all__ = [
     "Stale",
     "bundle_blobs",
     "env_hash",
+    "wheels_env_hash",
     "launcher_text",
     "member_lines",
     "pack_runtime",
@@ -50,12 +51,14 @@ class Blob:
         member: where they go in the release; `RUNTIME_MEMBER` for the packed runtime.
         size: bytes.
         data: the bytes themselves when they are no member of the bundle's file.
+        path: the file of this workstation that holds them, when they are neither: a wheel.
     """
 
     member: str
     sha256: str
     size: int
     data: bytes | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Record:
         env: name of the folder in `env/` with the runtime it was checked with.
         pushed_at: UTC, ISO 8601.
         check: backend, variant, frames and outputs of the last self-check.
+        health: what the service did in its window; empty when none ran.
     """
 
     bundle: str
@@ -75,6 +79,7 @@ class Record:
     pushed_by: str
     pushed_at: str
     check: Mapping[str, Any] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line."""
@@ -92,8 +97,12 @@ class Record:
             return None
         if not ENV.fullmatch(found["env"]):  # it becomes a path on the device
             return None
-        check = found.get("check")
-        return cls(**{name: found[name] for name in names}, check=check if isinstance(check, dict) else {})
+        check, health = found.get("check"), found.get("health")
+        return cls(
+            **{name: found[name] for name in names},
+            check=check if isinstance(check, dict) else {},
+            health=health if isinstance(health, dict) else {},
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +182,11 @@ def launcher_text(python: str) -> str:
 def env_hash(runtime_sha256: str, python: str) -> str:
     """The name of the env made of this runtime, this Python and this launcher."""
     return hashlib.sha256(f"{runtime_sha256}\n{launcher_text(python)}".encode()).hexdigest()[:12]
+
+
+def wheels_env_hash(lock_sha256: str, python: str) -> str:
+    """The name of the env that a lock's wheels make with this Python; see `Lock.env_sha256`."""
+    return hashlib.sha256(f"{lock_sha256}\n{python}".encode()).hexdigest()[:12]
 
 
 def member_lines(blobs: Iterable[Blob]) -> bytes:

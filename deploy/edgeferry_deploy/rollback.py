@@ -11,9 +11,11 @@ from edgeferry_deploy import upkeep
 from edgeferry_deploy.activation import CHECK_SECONDS, Check, audit_line, check_release, switch_release
 from edgeferry_deploy.console import Console
 from edgeferry_deploy.errors import CommandError, DeployError, NoReleaseError, SelfCheckError, printable
+from edgeferry_deploy.health import Bounds, Health
 from edgeferry_deploy.lock import hold
-from edgeferry_deploy.push import check_text
-from edgeferry_deploy.release import Record
+from edgeferry_deploy.push import bounds_of, check_text
+from edgeferry_deploy.release import Record, Stale
+from edgeferry_deploy.service import Change, Service, activate, take_back_unproven
 from edgeferry_deploy.survey import Survey, look
 from edgeferry_deploy.target import DEFAULT_ROOT, check_root
 from edgeferry_deploy.transport import Transport, checked
@@ -31,12 +33,14 @@ class RollbackResult:
     Attributes:
         release: what is current now.
         previous: what was current before, and what another rollback would go to.
+        health: what the service did in its window; None when nothing is set to run there.
     """
 
     release: str
     previous: str
     root: str
     check: Check
+    health: Health | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -45,6 +49,7 @@ class RollbackResult:
             "previous": self.previous,
             "root": self.root,
             "check": self.check.to_dict(),
+            "health": self.health and self.health.to_dict(),
         }
 
 
@@ -114,6 +119,7 @@ def rollback(
     root: str = DEFAULT_ROOT,
     check_seconds: int = CHECK_SECONDS,
     reason: str = "",
+    bounds: Bounds | None = None,
     console: Console | None = None,
 ) -> RollbackResult:
     """Go back to the release before, or to another one the device keeps.
@@ -121,15 +127,20 @@ def rollback(
     Args:
         release: the release to go to, or the beginning of its name or of its version.
         reason: why, for the device's audit log.
+        bounds: what the service must stay within, where one runs.
 
     Raises:
         NoReleaseError: there is none.
+        HealthError: its service does not hold; the release that was current is so again.
         LockedError: somebody else is changing the device.
         SelfCheckError: it no longer passes on the device; nothing changed.
         DeployError: anything else that has a name.
     """
     console = console or Console(quiet=True)
     survey = look(transport, check_root(root))
+    if take_back_unproven(transport, survey):
+        console.step(f"{survey.trial} was on trial and never proven: taken back", "warn")
+        survey = look(transport, check_root(root))
     target, record = plan_rollback(survey, transport.name, release)
     before = survey.current
     with hold(transport, survey.root, f"roll back to {target}", expected=before) as lease:
@@ -141,20 +152,26 @@ def rollback(
                 checked(transport, upkeep.note(survey.root, line))
             raise
         console.step(check_text(check))
-        lease.settle()
-        switch_release(
-            transport,
-            survey.root,
-            target,
-            expected=before,
-            python=record.python,
-            action="rollback",
-            reason=reason,
-            token=lease.token,
-        )
-        lease.given = True
+        health: Health | None = None
+        service = Service(None, survey.manager or "none", bounds or Bounds(), limits=None)
+        if service.wanted(survey):
+            change = Change(target, before, record.python, None, False, Stale(), "rollback", reason)
+            health = activate(transport, survey, change, service, lease, console)
+        else:
+            lease.settle()
+            switch_release(
+                transport,
+                survey.root,
+                target,
+                expected=before,
+                python=record.python,
+                action="rollback",
+                reason=reason,
+                token=lease.token,
+            )
+            lease.given = True
     console.step(f"current is {target}; before: {before or 'nothing'}")
-    return RollbackResult(target, before, survey.root, check)
+    return RollbackResult(target, before, survey.root, check, health)
 
 
 def run(arguments: Namespace) -> int:
@@ -169,6 +186,7 @@ def run(arguments: Namespace) -> int:
             root=arguments.root,
             check_seconds=arguments.check_seconds,
             reason=arguments.reason,
+            bounds=bounds_of(arguments),
             console=console,
         )
     if arguments.json:

@@ -30,6 +30,7 @@ from edgeferry_deploy.errors import (
     printable,
 )
 from edgeferry_deploy.hostkeys import HostKey, KnownHosts, own_file, read_entries
+from edgeferry_deploy.streaming import STDERR, STDOUT, Running
 from edgeferry_deploy.target import SshTarget
 from edgeferry_deploy.transport import DEADLINE, OUTPUT_LIMIT, SLICE, Completed, Transport, too_long
 
@@ -108,6 +109,17 @@ class SshTransport(Transport):
             raise self._lost(argv, watchdog.reason)
         return Completed(tuple(argv), channel.exit_status, bytes(out), bytes(err))
 
+    def start(self, argv: Sequence[str]) -> Running:
+        """See `Transport.start`."""
+        self.round_trips += 1
+        try:
+            channel = self._session.open_session(timeout=LINK_SECONDS)
+            with Watchdog(channel, self._socket, DEADLINE):
+                channel.exec_command(join(argv))
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._lost(argv, error) from None
+        return SshRunning(channel, lambda: self._lost(argv, None))
+
     def _converse(
         self,
         channel: paramiko.Channel,
@@ -163,6 +175,43 @@ class SshTransport(Transport):
         cipher, server = self._session.local_cipher, printable(self._session.remote_version, 60)
         way = f", through {len(self._link.hops)} host(s)" if self._link.hops else ""
         return f"{self.name} ({server}, {cipher}, key {self._key_name}{way})"
+
+
+class SshRunning(Running):
+    """See `Running`.
+
+    Args:
+        lost: the error for a session that broke.
+    """
+
+    def __init__(self, channel: paramiko.Channel, lost: Callable[[], LinkLostError]) -> None:
+        self._channel, self._lost = channel, lost
+
+    def read(self, seconds: float) -> list[tuple[int, bytes]] | None:
+        channel = self._channel
+        ended = channel.eof_received or channel.closed
+        if not ended:
+            select.select([channel], [], [], seconds)
+        pieces = []
+        if channel.recv_ready():
+            pieces.append((STDOUT, channel.recv(SLICE)))
+        if channel.recv_stderr_ready():
+            pieces.append((STDERR, channel.recv_stderr(SLICE)))
+        return None if ended and not pieces else pieces
+
+    def let_go(self) -> None:
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            self._channel.shutdown_write()
+
+    def exit_status(self) -> int:
+        self._channel.status_event.wait(LINK_SECONDS)
+        if self._channel.exit_status < 0 and not self._channel.get_transport().is_active():
+            raise self._lost()
+        return max(self._channel.exit_status, -1)
+
+    def close(self) -> None:
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            self._channel.close()
 
 
 class Watchdog(threading.Thread):

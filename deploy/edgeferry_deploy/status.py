@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeferry_deploy.console import Console, size_text
 from edgeferry_deploy.errors import printable
+from edgeferry_deploy.health import ask
 from edgeferry_deploy.release import Record
 from edgeferry_deploy.survey import Survey, look
 from edgeferry_deploy.target import DEFAULT_ROOT, check_root
@@ -20,12 +21,14 @@ __all__ = ["run", "status", "status_lines"]
 
 
 def status(transport: Transport, *, root: str = DEFAULT_ROOT, python: str = "") -> dict[str, Any]:
-    """What a device has, as --json prints it: one round trip, nothing written.
+    """What a device has, as --json prints it: one round trip, a second one where a service runs; nothing written.
 
     Raises:
         DeployError: the device cannot be asked, or answers something else.
     """
-    return describe(look(transport, check_root(root), python=python), transport.name)
+    survey = look(transport, check_root(root), python=python)
+    running = asdict(ask(transport, survey.root)) if survey.manager else None
+    return {**describe(survey, transport.name), "service": running}
 
 
 def describe(survey: Survey, device: str) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def describe(survey: Survey, device: str) -> dict[str, Any]:
         "free_bytes": None if survey.free_kib is None else survey.free_kib * 1024,
         "partial_uploads": dict(sorted(survey.parts.items())),
         "locked_by": survey.holder and survey.holder.to_dict(),
+        "on_trial": survey.trial,
     }
 
 
@@ -91,6 +95,10 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         lines.append(f"backend   {found['backend']}")
     if previous:
         lines.append(f"previous  {release_text(previous)}")
+    if found["service"]:
+        lines.append(f"service   {service_text(found['service'])}")
+    if found["on_trial"]:
+        lines.append(f"on trial  {found['on_trial']}: whoever pushed it has not proven it yet")
     kept = [item["id"] for item in found["releases"] if item not in (current, previous)]
     lines += [f"also      {name}" for name in kept]
     lines.append(f"python    {python['version'] or '?'} at {python['path']}" if python else "python    none")
@@ -105,6 +113,19 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     if not found["writable"]:
         lines.append("warning   this user cannot write there")
     return lines
+
+
+def service_text(seen: dict[str, Any]) -> str:
+    """The service on one line."""
+    if seen["active"] != "running" or not seen["own"]:
+        return f"{seen['active']} ({seen['manager']}), {seen['restarts']} restarts" + (
+            f": {seen['trouble']}" if seen["trouble"] else ""
+        )
+    return (
+        f"{seen['active']} ({seen['manager']}), {seen['frames']} results, {seen['fps']:.1f} a second, "
+        f"age {seen['age_ms']:.0f} ms, {seen['rss_mb']:.0f} MB, {seen['restarts']} restarts"
+        + (f": {seen['trouble']}" if seen["trouble"] else "")
+    )
 
 
 def release_text(item: dict[str, Any]) -> str:

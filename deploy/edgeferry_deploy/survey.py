@@ -64,6 +64,9 @@ class Survey:
         free_kib: space an unprivileged user may still fill; None when the device does not say.
         used_kib: what the root takes.
         holder: who is changing the device now.
+        manager: who keeps a service running there: system, user, supervised; empty when nothing was set up.
+        config: SHA-256 of shared/run.json; empty when there is none.
+        trial: the release that somebody switched to and nobody has proven yet.
     """
 
     root: str
@@ -79,6 +82,9 @@ class Survey:
     free_kib: int | None = None
     used_kib: int = 0
     holder: Holder | None = None
+    manager: str = ""
+    config: str = ""
+    trial: str = ""
 
 
 def look(
@@ -179,6 +185,9 @@ def parse_survey(raw: bytes) -> Survey:
         free_kib=number(values.get(("disk", "free"), ""), 3),
         used_kib=number(values.get(("disk", "used"), ""), 0) or 0,
         holder=holder,
+        manager=printable(values.get(("service", "manager"), "").partition(" ")[0], 20),
+        config=digest if DIGEST.fullmatch(digest := values.get(("service", "config"), "")) else "",
+        trial=printable(values.get(("service", "trial"), ""), 100),
     )
 
 
@@ -235,7 +244,7 @@ def require_python(survey: Survey, device: str, chosen: str = "") -> Python:
         where = f"no {chosen}" if chosen else f"neither {venv}/bin/python3 nor python3 on PATH"
         raise DeviceUnfitError(
             f"{device} has no Python: {where}",
-            "name one with --python" if chosen else f"sudo apt install python3-venv; then {build}",
+            "name one with --python" if chosen else "on the board: sudo apt install python3; push brings the rest",
         )
     if not python.version:
         raise DeviceUnfitError(
@@ -247,7 +256,7 @@ def require_python(survey: Survey, device: str, chosen: str = "") -> Python:
         raise DeviceUnfitError(
             f"{python.path} on {device} is Python {found}; the runtime needs 3.7", "name a newer one with --python"
         )
-    install = f"{build}; or name another Python with --python"
+    install = f"leave --env board out, and push brings it; or {build}; or name another Python with --python"
     if "numpy" not in python.modules:
         raise DeviceUnfitError(f"{python.path} on {device} has no numpy", install)
     if not python.modules.intersection(INTERPRETERS):

@@ -97,7 +97,7 @@ def send_blobs(
     """
     kept = kept if kept is not None else SentBlobs()
     planned = {upload.blob.sha256: upload for upload in uploads}
-    large = (Wanted(u.blob, content(u.blob, read), u.size) for u in planned.values() if u.size > SMALL)
+    large = (Wanted(u.blob, content(u.blob, read), u.size) for u in planned.values() if worth_packing(u))
     packed = {item.blob.sha256: item for item in pack(large, kept, lambda: ask_holdings(transport, root))}
     sent = {digest: planned_way(upload, packed.get(digest)) for digest, upload in planned.items()}
 
@@ -121,9 +121,14 @@ def send_blobs(
             "the device's memory or card may be failing: run `sudo badblocks -sv` on the card, or try another",
         )
     for digest, upload in planned.items():
-        if upload.blob.size > SMALL:
+        if upload.blob.size > SMALL and not upload.blob.path:
             kept.keep(digest, content(upload.blob, read))
     return tuple(sent.values())
+
+
+def worth_packing(upload: Upload) -> bool:
+    """Whether another form may be smaller: wheels, which lie in files of their own, are zips already."""
+    return upload.size > SMALL and upload.blob.path is None
 
 
 def planned_way(upload: Upload, packed: Packed | None) -> Sent:

@@ -1,14 +1,17 @@
-"""How a command or a file reaches a device: five methods, an SSH and a local twin."""
+"""How a command or a file reaches a device: six methods, an SSH and a local twin."""
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from edgeferry_deploy import commands
-from edgeferry_deploy.errors import CommandError, DeviceReplyError, printable
+from edgeferry_deploy.errors import CommandError, CommandTimeoutError, DeviceReplyError, printable
+from edgeferry_deploy.streaming import STOP_SECONDS, Running, Write, guarded, pump
 
 __all__ = ["DEADLINE", "OUTPUT_LIMIT", "SLICE", "Completed", "Transport", "checked", "reply_error", "too_long"]
 
@@ -63,6 +66,54 @@ class Transport(ABC):
         Raises:
             CommandTimeoutError: the deadline passed.
             DeviceReplyError: there was more output than `limit`.
+            LinkLostError: the session broke.
+        """
+
+    def stream(
+        self,
+        argv: Sequence[str],
+        write: Write,
+        *,
+        timeout: float | None = None,
+        stop_seconds: float = STOP_SECONDS,
+    ) -> int:
+        """Run a command whose output is handed over as it comes, however much it is; the exit status.
+
+        Its stdin is empty.  Ctrl-C here is Ctrl-C there: what it still prints is handed over, then the
+        KeyboardInterrupt goes on.  However this ends, the command does not live on, see `streaming`.
+
+        Args:
+            argv: program and arguments; no shell sees them.
+            write: called with STDOUT or STDERR and bytes; what it raises ends the command.
+            timeout: seconds until the command is given up; None for as long as it takes.
+            stop_seconds: how long its last words are waited for once it was told to end.
+
+        Raises:
+            CommandTimeoutError: the deadline passed.
+            LinkLostError: the session broke.
+        """
+        with self.start(guarded(argv)) as running:
+            try:
+                if pump(running, write, time.monotonic() + (math.inf if timeout is None else timeout)):
+                    return running.exit_status()
+            except KeyboardInterrupt:
+                running.let_go()
+                pump(running, write, time.monotonic() + stop_seconds)
+                raise
+            running.let_go()
+            pump(running, write, time.monotonic() + stop_seconds)
+        name = commands.name_of(argv)
+        raise CommandTimeoutError(
+            f"'{name}' did not end within {timeout:.0f} s on {self.name}, and was ended",
+            "see what keeps the device busy, then run this again",
+            command=name,
+        )
+
+    @abstractmethod
+    def start(self, argv: Sequence[str]) -> Running:
+        """Start a command with an open stdin, for `stream`.
+
+        Raises:
             LinkLostError: the session broke.
         """
 

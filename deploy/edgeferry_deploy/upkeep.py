@@ -9,7 +9,7 @@ __all__ = ["OWN", "give", "history", "inspect", "note", "remove", "renew", "take
 
 # Everything edgeferry keeps in its root, in the order in which it goes: what is run first, the lock last.
 OWN = (
-    "current", "previous", "undo", "releases", "env", "blobs", "venv", "shared", "state", "log", "lock",
+    "current", "previous", "undo", "releases", "env", "blobs", "venv", "shared", "state", "service", "log", "lock",
 )  # fmt: skip
 
 TAKE = (
@@ -122,10 +122,14 @@ shift 2
 if [ -L "$root" ]; then echo "$root is a link" >&2; exit 3; fi
 cd -- "$root" || exit
 fence "$token" 600
+if [ -f service/control ]; then sh service/control uninstall "$root" || exit; fi
 for own in "$@"; do
   if [ ! -L "$own" ] && [ -d "$own" ]; then chmod -R u+w -- "$own" 2>/dev/null; fi
   rm -rf -- "./$own" || exit
 done
+# How many threads are best here was measured once, and kept outside of the root.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/edgeferry
+if [ -f "$cache/threads.json" ]; then rm -f -- "$cache/threads.json" && rmdir -- "$cache" 2>/dev/null; fi
 cd / && rmdir -- "$root"
 """
 )

@@ -33,6 +33,69 @@ CHECK = (
         "help": "how long the device may take for its self-check (default: %(default)s)",
     },
 )
+PYTHON = (
+    "--python",
+    {
+        "metavar": "PATH",
+        "default": "",
+        "help": "the device's Python (default: ROOT/venv/bin/python3, then python3)",
+    },
+)
+HEALTH = (
+    (
+        "--health-seconds",
+        {
+            "metavar": "SECONDS",
+            "type": "seconds",
+            "default": 15,
+            "help": "how long its service must hold before a release is kept (default: %(default)s)",
+        },
+    ),
+    (
+        "--start-seconds",
+        {
+            "metavar": "SECONDS",
+            "type": "seconds",
+            "default": 120,
+            "help": "how long its first result may take (default: %(default)s)",
+        },
+    ),
+    (
+        "--max-age-ms",
+        {
+            "metavar": "MS",
+            "type": "age",
+            "default": 0,
+            "help": "median age its results may have (default: any)",
+        },
+    ),
+)
+ENVIRONMENT = (
+    (
+        "--env",
+        {
+            "choices": ("auto", "wheels", "board"),
+            "default": "auto",
+            "help": "what runs it: wheels from here, the board's own packages, or wheels where it lacks them",
+        },
+    ),
+    (
+        "--offline",
+        {"metavar": "DIR", "default": "", "help": "take wheels from a folder of `edgeferry wheelhouse`"},
+    ),
+)
+CONFIG = (
+    "--config",
+    {"metavar": "FILE", "default": "", "help": "what to run there, a run.toml; else what the board has"},
+)
+SERVICE = (
+    "--service",
+    {
+        "choices": ("auto", "system", "user", "supervised", "none"),
+        "default": "auto",
+        "help": "who keeps it running: systemd, the user's systemd, edgeferry itself; none: only switch",
+    },
+)
 REASON = ("--reason", {"metavar": "TEXT", "default": "", "help": "why, for the device's history"})
 
 # verb -> (module with run(arguments) -> exit code, summary, arguments)
@@ -45,14 +108,7 @@ VERBS = {
             TARGET,
             ROOT,
             IDENTITY,
-            (
-                "--python",
-                {
-                    "metavar": "PATH",
-                    "default": "",
-                    "help": "the device's Python (default: ROOT/venv/bin/python3, then python3)",
-                },
-            ),
+            PYTHON,
             (
                 "--keep",
                 {
@@ -63,8 +119,70 @@ VERBS = {
                 },
             ),
             CHECK,
+            *ENVIRONMENT,
+            CONFIG,
+            SERVICE,
+            *HEALTH,
             ("--any-arch", {"action": "store_true", "help": "also send what was made for another architecture"}),
             ("--dry-run", {"action": "store_true", "help": "show what would change, write nothing"}),
+            REASON,
+            JSON,
+        ),
+    ),
+    "up": (
+        "edgeferry_deploy.up",
+        "from a model and a board to a running service, in one command",
+        (
+            ("model", {"metavar": "MODEL", "help": "what `edgeferry convert` takes"}),
+            TARGET,
+            (
+                "--data",
+                {"metavar": "DATA", "required": True, "help": "pictures, as `edgeferry convert` takes them"},
+            ),
+            (
+                "--profile",
+                {"metavar": "NAME", "default": "", "help": "the board's kind (default: told by the board)"},
+            ),
+            ("--labels", {"metavar": "FILE", "default": "", "help": "as for convert"}),
+            ("--preprocess", {"metavar": "PRESET", "default": "", "help": "as for convert"}),
+            ("--task", {"metavar": "TASK", "default": "", "help": "as for convert"}),
+            ("--quantize", {"metavar": "SCHEMES", "default": "", "help": "as for convert"}),
+            ("--max-drop", {"metavar": "X", "default": "", "help": "as for convert"}),
+            (
+                "--output",
+                {"metavar": "FILE", "default": "", "help": "the bundle (default: the model's name with .ferry)"},
+            ),
+            ROOT,
+            IDENTITY,
+            PYTHON,
+            CHECK,
+            CONFIG,
+            SERVICE,
+            *HEALTH,
+            ("--any-arch", {"action": "store_true", "help": "also send what was made for another architecture"}),
+            REASON,
+            JSON,
+        ),
+    ),
+    "config": (
+        "edgeferry_deploy.config",
+        "say what a board runs, or ask it",
+        (
+            ("action", {"choices": ("push", "pull"), "help": "send a run.toml, or fetch what the board has"}),
+            TARGET,
+            (
+                "file",
+                {
+                    "metavar": "FILE",
+                    "nargs": "?",
+                    "default": "",
+                    "help": "the run.toml (pull: default is to print)",
+                },
+            ),
+            ROOT,
+            IDENTITY,
+            SERVICE,
+            *HEALTH,
             REASON,
             JSON,
         ),
@@ -86,10 +204,73 @@ VERBS = {
             ROOT,
             IDENTITY,
             CHECK,
+            *HEALTH,
             REASON,
             JSON,
         ),
     ),
+    "logs": (
+        "edgeferry_deploy.logs",
+        "show what the service on a board printed",
+        (
+            TARGET,
+            ("-f", {"dest": "follow", "action": "store_true", "help": "go on with what comes, until Ctrl-C"}),
+            (
+                "--lines",
+                {
+                    "metavar": "N",
+                    "type": "lines",
+                    "default": 100,
+                    "help": "how many of the last lines (default: %(default)s)",
+                },
+            ),
+            ROOT,
+            IDENTITY,
+            ("--json", {"action": "store_true", "help": "print one JSON object a line"}),
+        ),
+    ),
+    "run": (
+        "edgeferry_deploy.device_run",
+        "run edgeferry-run of a board's current release there, and watch it",
+        (
+            TARGET,
+            (
+                "rest",
+                {
+                    "metavar": "-- COMMAND",
+                    "nargs": "*",
+                    "help": "a command of edgeferry-run; --bundle is the current release by default",
+                },
+            ),
+            ROOT,
+            IDENTITY,
+        ),
+    ),
+    "bench": (
+        "edgeferry_deploy.device_bench",
+        "measure the current release on a board, and compare with the last time",
+        (
+            TARGET,
+            (
+                "--seconds",
+                {"metavar": "S", "type": "seconds", "default": 10, "help": "how long (default: %(default)s)"},
+            ),
+            (
+                "--source",
+                {
+                    "metavar": "SOURCE",
+                    "default": "synthetic:1280x720",
+                    "help": "the frames, as edgeferry-run takes them (default: %(default)s)",
+                },
+            ),
+            ("--any-arch", {"action": "store_true", "help": "also run what was made for another architecture"}),
+            ("--output", {"metavar": "FILE", "default": "", "help": "write the figures to this file as well"}),
+            ROOT,
+            IDENTITY,
+            JSON,
+        ),
+    ),
+    "shell": ("edgeferry_deploy.shell", "open a terminal on a board", (TARGET, IDENTITY)),
     "history": (
         "edgeferry_deploy.history",
         "show what was done to a board, when, by whom and why",

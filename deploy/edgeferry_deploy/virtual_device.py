@@ -124,25 +124,26 @@ class Children:
         self._running: set[asyncio.subprocess.Process] = set()
 
     async def serve(self, process: Any) -> None:
-        """Run one exec request to its end, as sshd does."""
-        if process.command is None:
-            process.stderr.write(b"this device runs commands only, it has no terminal\n")
-            process.exit(1)
-            return
+        """Run one command, or a shell, to its end, as sshd does."""
+        terminal = await Terminal.open(process) if process.term_type else None
+        stdio = terminal.device if terminal else asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             "/bin/sh",
-            "-c",
-            process.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            *(() if process.command is None else ("-c", process.command)),
+            stdin=stdio,
+            stdout=stdio,
+            stderr=stdio,
             cwd=self._home,
-            env=self._environment,
+            env=self._environment | ({"TERM": process.term_type} if terminal else {}),
             start_new_session=True,
+            preexec_fn=terminal.take if terminal else None,
         )
         self._running.add(child)
-        feeding = asyncio.ensure_future(feed(process.stdin, child.stdin))
-        draining = asyncio.gather(drain(child.stdout, process.stdout), drain(child.stderr, process.stderr))
+        if terminal:
+            os.close(terminal.device)
+        sources = (terminal.screen, None) if terminal else (child.stdout, child.stderr)
+        feeding = asyncio.ensure_future(feed(process.stdin, terminal.keys if terminal else child.stdin))
+        draining = asyncio.gather(drain(sources[0], process.stdout), drain(sources[1], process.stderr))
         gone = asyncio.ensure_future(process.wait_closed())
         try:
             # A client that went away has closed stdin; what still runs after a moment is ended.
@@ -169,6 +170,45 @@ class Children:
             end(child)
 
 
+@dataclass(frozen=True)
+class Terminal:
+    """A pseudo-terminal; it keeps the size it was opened with.
+
+    Attributes:
+        device: the command's end, a file descriptor.
+        keys: what is typed.
+        screen: what is shown.
+    """
+
+    device: int
+    keys: asyncio.StreamWriter
+    screen: asyncio.StreamReader
+
+    @classmethod
+    async def open(cls, process: Any) -> Terminal:
+        """One as the client asked for it."""
+        import pty
+        import termios
+
+        ours, device = pty.openpty()
+        columns, rows = process.term_size[:2]
+        termios.tcsetwinsize(device, (rows or 24, columns or 80))
+        loop = asyncio.get_running_loop()
+        screen = asyncio.StreamReader()
+        writable = os.fdopen(os.dup(ours), "wb", 0)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(screen), os.fdopen(ours, "rb", 0))
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, writable)
+        return cls(device, asyncio.StreamWriter(transport, protocol, None, loop), screen)
+
+    @staticmethod
+    def take() -> None:
+        """Make it the controlling terminal of this new session: Ctrl-C is for whatever runs in front."""
+        import fcntl
+        import termios
+
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def end(child: asyncio.subprocess.Process) -> None:
     """Kill a command's whole session: its group outlives it when something was left in the background."""
     if sys.platform == "win32":  # `serve` never gets there
@@ -179,10 +219,19 @@ def end(child: asyncio.subprocess.Process) -> None:
 
 async def feed(source: Any, sink: asyncio.StreamWriter | None) -> None:
     """Carry what the client sends into the command."""
+    import asyncssh
+
     if sink is None:
         return
+    events = (asyncssh.BreakReceived, asyncssh.SignalReceived, asyncssh.TerminalSizeChanged)
     try:
-        while data := await source.read(65536):
+        while True:
+            try:
+                data = await source.read(65536)
+            except events:
+                continue
+            if not data:
+                return
             sink.write(data)
             await sink.drain()
     except (BrokenPipeError, ConnectionError, OSError, asyncio.IncompleteReadError):
@@ -196,14 +245,15 @@ async def drain(source: asyncio.StreamReader | None, sink: Any) -> None:
     if source is None:
         return
     lost = False
-    while data := await source.read(65536):
-        if lost:
-            continue
-        try:
-            sink.write(data)
-            await sink.drain()
-        except (BrokenPipeError, ConnectionError, OSError):
-            lost = True
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while data := await source.read(65536):
+            if lost:
+                continue
+            try:
+                sink.write(data)
+                await sink.drain()
+            except (BrokenPipeError, ConnectionError, OSError):
+                lost = True
 
 
 def prepare(home: Path, python: str) -> tuple[Path, str]:
@@ -240,6 +290,7 @@ async def serve(home: Path, python: str, path: str | None, port: int) -> None:
         authorized_client_keys=str(keys / "client_key.pub"),
         process_factory=children.serve,
         encoding=None,
+        line_editor=False,  # the terminal on the device edits lines
         server_version="edgeferry-virtual-device",
         login_timeout=20,
     )

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeferry_runtime.wheel_lock import SystemPackage
 
-from edgeferry_deploy.errors import DeviceUnfitError
+from edgeferry_deploy.errors import DeviceUnfitError, printable
 from edgeferry_deploy.wheel_table import LITERT, NUMPY, OPENCV, SYSTEM, TFLITE, WHEELS, Version, Wheel
 
 if TYPE_CHECKING:
     from edgeferry_runtime.manifest import Manifest
+
+    from edgeferry_deploy.fact_types import Facts, PythonFound
+    from edgeferry_deploy.survey import Python
 
 __all__ = [
     "BoardFacts",
@@ -21,6 +24,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Wanted",
+    "board_of",
     "solve",
     "wanted",
 ]
@@ -65,6 +69,55 @@ class BoardFacts(NamedTuple):
         narrow = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}
         arch = {"arm64": "aarch64", "amd64": "x86_64"}.get(self.arch, self.arch)
         return narrow.get(arch, arch) if self.userland_bits == 32 else arch
+
+
+OLDEST_PYTHON = (3, 7)
+
+
+def board_of(facts: Facts, python: Python | None = None, *, only: bool = False) -> BoardFacts:
+    """What decides about wheels, from a probe and a survey's Python.
+
+    Where both know something, the Python does: its own width and C library are those that wheels meet.
+
+    Args:
+        python: the Python that comes first; the others of the facts follow.
+        only: no other Python will do, for the user named this one.
+    """
+    usable = python if python and python.version[:2] >= OLDEST_PYTHON else None
+    kind, libc = (facts.libc.kind, facts.libc.version) if facts.libc else ("", ())
+    if usable and usable.glibc:
+        kind, libc = "glibc", tuple(int(part) for part in usable.glibc.split("."))
+    found = facts.pythons or ()
+    pythons = []
+    if usable:
+        twin = twin_of(usable, found)
+        modules = usable.modules.union(twin.modules if twin else ())
+        pythons.append(BoardPython(pair(usable.version), usable.path, modules))
+        found = tuple(one for one in found if one is not twin)
+    if not only:
+        fitting = (one for one in found if one.version[:2] >= OLDEST_PYTHON)
+        pythons += [BoardPython(pair(one.version), one.path, frozenset(one.modules)) for one in fitting]
+    return BoardFacts(
+        arch=facts.arch or (usable.machine if usable else ""),
+        userland_bits=(usable.bits if usable else 0) or facts.userland_bits or 0,
+        libc=kind,
+        libc_version=pair(libc),
+        pythons=tuple(pythons),
+        distribution=printable(facts.distribution.name, 80) if facts.distribution else "",
+    )
+
+
+def pair(version: tuple[int, ...]) -> Version:
+    """The first two numbers of a version."""
+    major, minor, *_ = (*version, 0, 0)
+    return major, minor
+
+
+def twin_of(python: Python, found: Iterable[PythonFound]) -> PythonFound | None:
+    """The same Python in the facts, which know more modules: by its path, else (behind a shim) its version."""
+    found = tuple(found)
+    same = [one for one in found if one.path == python.path]
+    return next(iter(same or [one for one in found if one.version == python.version]), None)
 
 
 class Wanted(NamedTuple):
@@ -367,10 +420,20 @@ COMPARE = {
 def matches(version: str, specifier: str) -> bool:
     """Whether a version is one of ">=2.1,<2.2"; a specifier that cannot be read matches nothing."""
     for part in filter(None, (part.strip() for part in specifier.split(","))):
-        found = re.fullmatch(r"(==|!=|>=|<=|<|>)\s*(\d+(?:\.\d+)*)", part)
-        if not found or not COMPARE[found.group(1)](numbers(version), numbers(found.group(2))):
+        found = re.fullmatch(r"(==|!=|~=|>=|<=|<|>)\s*(\d+(?:\.\d+)*)", part)
+        if not found or not compare(version, *found.groups()):
             return False
     return True
+
+
+def compare(version: str, sign: str, limit: str) -> bool:
+    """One comparison; ~=2.1.3 is PEP 440's >=2.1.3 within 2.1."""
+    if sign != "~=":
+        return bool(COMPARE[sign](numbers(version), numbers(limit)))
+    series = limit.count(".")
+    return (
+        series > 0 and numbers(version) >= numbers(limit) and numbers(version)[:series] == numbers(limit)[:series]
+    )
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # The start of numpy is most of a cold start; its thread pool is never used here.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = _parser().parse_args(argv)
+    words, command = _parted(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words, argparse.Namespace(command_line=command))
     try:
         code: int = arguments.run(arguments)
         return code
@@ -59,24 +60,25 @@ def _parser() -> argparse.ArgumentParser:
     engine = argparse.ArgumentParser(add_help=False)
     add = engine.add_argument
     add("--delegate", metavar="DELEGATE", help="xnnpack, edgetpu[:usb:N], or PATH.so[?key=value&...]")
-    add("--no-xnnpack", action="store_true", help="keep the interpreter from using XNNPACK")
+    add("--no-xnnpack", dest="xnnpack", action="store_const", const=False,
+        help="keep the interpreter from using XNNPACK")  # fmt: skip
     add("--require-delegate", type=float, metavar="SHARE", help="fail when fewer operations are delegated, 0 to 1")
     add("--threshold", type=float, metavar="SCORE", help="lowest score to report, 0 to 1; else the bundle's")
     add("--top-k", type=_count, metavar="N", help="so many classes or boxes at most; else the bundle's")
-    add("--any-arch", action="store_true", help="also run what was made for another architecture")
+    add("--any-arch", action="store_const", const=True, help="also run what was made for another architecture")
 
     run = commands.add_parser("run", parents=[common, engine], help="run the camera loop")
     add = run.add_argument
+    # What a file may say, too, is None unless it is given here: then it overrides the file.
+    add("--config", metavar="FILE", help="a run.json: source, sinks and choices; flags override it")
     add(
         "--source",
-        required=True,
         metavar="SOURCE",
         help="/dev/video0, picamera2:0, rtsp://..., a video, a folder, synthetic:640x480",
     )
     add(
         "--sink",
         action="append",
-        default=[],
         metavar="SINK",
         help="jsonl:-, jsonl:FILE, csv:FILE, mqtt://HOST/TOPIC, webhook:URL, gpio:...; repeatable",
     )
@@ -86,8 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-age-ms", type=_positive, metavar="MS", help="skip frames that are older before they are run")
     add("--motion", type=float, nargs="?", const=0.005, metavar="SHARE",
         help="skip frames in which no more than this share of the picture changed (0.005)")  # fmt: skip
-    add("--realtime", action="store_true", help="play a video file at its own rate, as a camera would")
-    add("--pipelined", choices=("auto", "on", "off"), default="auto", help="read frames beside the interpreter")
+    add(
+        "--realtime", action="store_const", const=True, help="play a video file at its own rate, as a camera would"
+    )
+    add("--pipelined", choices=("auto", "on", "off"), help="read frames beside the interpreter")
     add("--state", metavar="FILE", help="where to tell how it goes; else in the system's runtime folder")
     run.set_defaults(run=_run)
 
@@ -112,7 +116,38 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print machine-readable JSON")
     add("--verbose", action="store_true", help="show tracebacks")
     install.set_defaults(run=_install)
+
+    keep = commands.add_parser(
+        "supervise",
+        usage="edgeferry-run supervise --runtime DIR [options] -- COMMAND ...",
+        help="keep a command running where there is no systemd",
+    )
+    add = keep.add_argument
+    add("--runtime", required=True, metavar="DIR", help="folder for state, log, lock and socket, best in memory")
+    add("--watchdog", type=_positive, metavar="S", help="start it again without a sign of life for so long")
+    add(
+        "--start-timeout",
+        type=_positive,
+        default=120.0,
+        metavar="S",
+        help="how long it may take to be ready (120)",
+    )
+    add("--detach", action="store_true", help="run in the background; return once the supervisor is at work")
+    what = keep.add_mutually_exclusive_group()
+    what.add_argument("--stop", action="store_true", help="end the supervisor of DIR and its command")
+    what.add_argument("--status", action="store_true", help="show how it is; exit code 3 when there is none")
+    add("--json", action="store_true", help="print machine-readable JSON")
+    add("--verbose", action="store_true", help="show tracebacks")
+    keep.set_defaults(run=_supervise)
     return parser
+
+
+def _parted(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The words of `supervise`, and the command behind its "--", which each argparse takes in its own way."""
+    if "supervise" not in argv[:1] or "--" not in argv:
+        return argv, ()
+    at = list(argv).index("--")
+    return argv[:at], argv[at + 1 :]
 
 
 def _count(text: str) -> int:
@@ -197,4 +232,24 @@ def _install(arguments: argparse.Namespace) -> int:
 
     done = install(arguments.folder, arguments.into, arguments.compile)
     print(json.dumps(done.to_dict(), indent=1) if arguments.json else to_text(done))
+    return 0
+
+
+def _supervise(arguments: argparse.Namespace) -> int:
+    from edgeferry_runtime.supervising import Limits, stop_supervisor, supervise, supervisor_status
+
+    if arguments.stop:
+        found = stop_supervisor(arguments.runtime)
+        if arguments.json:
+            print(json.dumps({"ok": True, "stopped": found}))
+        elif not found:
+            print("there is no supervisor in {}".format(arguments.runtime))
+        return 0
+    if arguments.status:
+        status = supervisor_status(arguments.runtime)
+        lines = ["{}: {}".format(key, "" if value is None else value) for key, value in status.items()]
+        print(json.dumps(status) if arguments.json else "\n".join(lines))
+        return 0 if status["supervised"] else 3
+    limits = Limits(start_s=arguments.start_timeout, watchdog_s=arguments.watchdog)
+    supervise(arguments.runtime, arguments.command_line, limits, arguments.detach)
     return 0

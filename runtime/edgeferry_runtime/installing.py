@@ -90,7 +90,7 @@ def install(folder: str, env: str, compile_files: bool = False, running: Running
     Args:
         folder: with ``lock.json`` and the files it names.
         env: the folder to make; its parents are made, too.
-        compile_files: write .pyc files as well: a faster first start for more space.
+        compile_files: write .pyc files of everything, not of the runtime alone: more space, a faster first start.
         running: the Python it is for; by default the one that runs this.
 
     Raises:
@@ -277,16 +277,32 @@ def _finish(part: str, lock: Lock, written: dict[str, int], compile_files: bool)
 
     if lock.runtime:
         _write_text(os.path.join(part, LAUNCHER), _LAUNCHER.format(python=quote(sys.executable)), 0o755)
-    if compile_files:
-        import compileall
-
-        compileall.compile_dir(site_path(part), quiet=2)
+    _compile(site_path(part), compile_files)
     # Compiled files come and go (numpy 2.0.2's wheel even brings one): they are not counted.
     sizes = [size for name, size in written.items() if not name.endswith(".pyc")]
     stamp = {"lock": lock.env_sha256, "files": len(sizes), "bytes": sum(sizes)}
     _write_text(os.path.join(part, STAMP), json.dumps(stamp) + "\n", 0o644)
     for folder, _, _ in os.walk(part):
         _sync_folder(folder)
+
+
+def _compile(site: str, everything: bool) -> None:
+    """Write .pyc files: always the runtime's own, so that a start on a read-only card compiles none of them."""
+    import compileall
+
+    folder = site if everything else os.path.join(site, "edgeferry_runtime")
+    if not os.path.isdir(folder):
+        return
+    compileall.compile_dir(folder, quiet=2)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".pyc"):  # one that a power cut shortened would be believed, and fail
+                _sync_file(os.path.join(parent, name))
+
+
+def _sync_file(path: str) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _write_text(path: str, text: str, mode: int) -> None:

@@ -13,17 +13,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Callable
 
-from edgeferry_runtime.errors import SinkError
+from edgeferry_runtime.errors import SinkError, UsageError
 from edgeferry_runtime.model import Model, profile_threads
 from edgeferry_runtime.opening import Choices, open_for_loop, open_model, warn_if_undelegated
 from edgeferry_runtime.pipeline import Pipeline
+from edgeferry_runtime.run_config import RunConfig, load
 from edgeferry_runtime.service import ClockWatch, Heartbeat, Notifier, StateFile, StateThread, state_path
 from edgeferry_runtime.sinks import open_sink
 from edgeferry_runtime.sources import open_source
 from edgeferry_runtime.sources.base import PICTURES, WAITING, FrameSource
 from edgeferry_runtime.summary import Summary
 
-__all__ = ["choices_of", "choose_threads", "run"]
+__all__ = ["choices_of", "choose_threads", "run", "with_config"]
 
 _LOG = logging.getLogger("edgeferry")
 _SHAPES = {"auto": None, "on": True, "off": False}
@@ -31,6 +32,7 @@ _SHAPES = {"auto": None, "on": True, "off": False}
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the loop until it ends or is told to."""
+    arguments = with_config(arguments)
     choices = choices_of(arguments)
     notifier = Notifier()
     with ExitStack() as stack:
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         stack.callback(lambda: model.close())  # the one that runs in the end
         if standby is not None:
             stack.callback(standby.close)
-        uri = arguments.source + ("?realtime=1" if arguments.realtime else "")
+        uri = _played(arguments.source) if arguments.realtime else arguments.source
         source = stack.enter_context(open_source(uri, want=model.frame_size, encoded=True))
         if standby is None:
             model, source = choose_threads(choices, arguments.threads, uri, model, source)
@@ -71,6 +73,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def with_config(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The command line, with the file of --config in the place of what it leaves out.
+
+    Raises:
+        UsageError: the file is no config, or neither names a source.
+    """
+    if not arguments.config and not arguments.source:
+        raise UsageError("no source is given", "Name one with --source, or a file that does with --config.")
+    config = load(arguments.config) if arguments.config else RunConfig(arguments.source)
+    file = dict(vars(config.model), **vars(config.loop), source=config.source, sink=list(config.sinks))
+    given = vars(arguments)
+    return argparse.Namespace(**dict(given, **{key: file[key] for key in file if given.get(key) is None}))
+
+
+def _played(source: str) -> str:
+    """A file as it is played at its own rate."""
+    more = "?" in source and not os.path.exists(source)
+    return source + ("&" if more else "?") + "realtime=1"
+
+
 def choices_of(arguments: argparse.Namespace) -> Choices:
     """The command line's choices about the model."""
     return Choices(
@@ -79,11 +101,11 @@ def choices_of(arguments: argparse.Namespace) -> Choices:
         arguments.backend,
         arguments.threads if isinstance(arguments.threads, int) else None,
         arguments.delegate,
-        not arguments.no_xnnpack,
+        arguments.xnnpack is not False,
         arguments.threshold,
         arguments.top_k,
         arguments.require_delegate,
-        arguments.any_arch,
+        bool(arguments.any_arch),
     )
 
 

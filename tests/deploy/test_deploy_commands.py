@@ -7,8 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-from edgeferry_deploy import commands, upkeep
+from edgeferry_deploy import commands, control, service_setup, upkeep
 from edgeferry_deploy.activation import parse_check
+from edgeferry_deploy.environment import Environment
 from edgeferry_deploy.plan import plan_push
 from edgeferry_deploy.release import (
     Blob,
@@ -20,7 +21,7 @@ from edgeferry_deploy.release import (
     release_id,
     stale,
 )
-from edgeferry_deploy.survey import Survey, parse_survey
+from edgeferry_deploy.survey import Python, Survey, parse_survey
 from edgeferry_deploy.transfer import Upload, plan_uploads, slices
 from edgeferry_runtime.errors import MemberError
 from hypothesis import given
@@ -36,14 +37,25 @@ COMMANDS = {
     "publish": (commands.publish("/r"), ["/r"]),
     "assemble": (
         commands.assemble("/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token"),
-        ["/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token"],
+        ["/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token", "", ""],
     ),
     "repair": (commands.repair("/r", "id"), ["/r", "id"]),
     "check": (commands.check("/r", "id", "env", 300), ["/r", "id", "env", "300"]),
     "switch": (
-        commands.switch("/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token"),
-        ["/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token"],
+        commands.switch("/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token", "1 45 0"),
+        ["/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token", "1 45 0"],
     ),
+    "commit": (
+        commands.commit("/r", "id", "0123abcd", "{}", "{}", "token"),
+        ["/r", "id", "0123abcd", "{}", "{}", "token"],
+    ),
+    "service": (
+        service_setup.setup("/r", "auto", "edgeferry", "20 120", "[Unit]\n", "[Unit]\n"),
+        ["/r", "auto", "edgeferry", "20 120", control.CONTROL.rstrip("\n"), "[Unit]", "[Unit]"],
+    ),
+    "service-health": (control.health("/r", "token", 45), ["/r", "health", "token", "45"]),
+    "service-revert": (control.revert("/r", "it's gone"), ["/r", "revert", "it's gone"]),
+    "service-log": (control.log("/r", 6), ["/r", "log", "6"]),
     "discard": (commands.discard("/r", "id", "{}"), ["/r", "id", "{}"]),
     "lock": (upkeep.take("/r", "token", 60, "{}", "dead", "id"), ["/r", "token", "60", "{}", "dead", "id"]),
     "renew": (upkeep.renew("/r", "token", 60), ["/r", "token", "60"]),
@@ -185,7 +197,8 @@ RUNTIME = Blob("-", C, 500_000)
 
 
 def plan(survey):
-    return plan_push(survey, record(), "digits-aaaaaaaaaaaa", BLOBS, RUNTIME)
+    environment = Environment("e" * 12, Python("/py"), RUNTIME)
+    return plan_push(survey, record(), "digits-aaaaaaaaaaaa", BLOBS, environment)
 
 
 def test_plan_for_an_empty_device():

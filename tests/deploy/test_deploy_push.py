@@ -482,7 +482,7 @@ def test_unfit_python_is_refused_before_anything_is_written(
     script, says, remedy = PYTHONS[case]
     device = make_device(bare_path(script))
     with device.connect() as transport, pytest.raises(DeviceUnfitError, match=says) as caught:
-        push(make_bundle(), transport, runtime_folder=runtime_folder)
+        push(make_bundle(), transport, runtime_folder=runtime_folder, env="board")
     assert remedy in caught.value.remedy
     assert not device.root.exists()
 

@@ -170,7 +170,9 @@ def test_any_board_gets_a_set_that_fits_or_reasons(arch, glibc, minors, bits):
     ("version", "specifier", "fits"),
     [
         ("2.1.6", ">=2.1,<2.2", True), ("2.2.0", ">=2.1,<2.2", False), ("2.1", "==2.1.0", True), ("2.1", "", True),
-        ("2.10", ">2.9", True), ("2.1", "!=2.1", False), ("2.1", "~=2.1", False), ("2.1", ">=two", False),
+        ("2.10", ">2.9", True), ("2.1", "!=2.1", False), ("2.1", "~=2.1", True), ("2.1", ">=two", False),
+        ("2.9", "~=2.1", True), ("3.0", "~=2.1", False), ("2.1.6", "~=2.1.3", True), ("2.2", "~=2.1.3", False),
+        ("2", "~=2", False),
         ("2.1", "<= 2.1", True),
     ],
 )  # fmt: skip

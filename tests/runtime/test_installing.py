@@ -107,6 +107,19 @@ def test_compiled_only_when_asked(folder, tmp_path):
     assert not install(str(folder), str(tmp_path / "fast"), running=BOARD).changed
 
 
+def test_the_runtimes_own_files_are_always_compiled_and_never_needed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "rt.zip", "w") as archive:
+        archive.writestr("edgeferry_runtime/__init__.py", "")
+        archive.writestr("edgeferry_runtime/deep/broken.py", "this is no Python")
+    packed = locked(tmp_path / "rt.zip")
+    write_lock(tmp_path, wheel(tmp_path), runtime=LockedFile(packed.filename, packed.size, packed.sha256))
+    install(str(tmp_path), str(tmp_path / "env"), running=BOARD)
+    compiled = list((tmp_path / "env").rglob("*.pyc"))
+    assert [path.parent.parent.name for path in compiled] == ["edgeferry_runtime"]
+    compiled[0].unlink()
+    assert not install(str(tmp_path), str(tmp_path / "env"), running=BOARD).changed
+
+
 def test_a_wheel_that_brings_compiled_files(tmp_path):
     write_lock(tmp_path, wheel(tmp_path, {**MEMBERS, "tiny/__pycache__/a.cpython-39.pyc": b"old"}))
     assert install(str(tmp_path), str(tmp_path / "env"), running=BOARD).changed

@@ -5,7 +5,7 @@ v4l2:/dev/video0?size=640x480&fps=30&format=mjpg
 picamera2:0?size=1280x720&fps=30&stream=lores   a camera on a Raspberry Pi's ribbon cable
 rtsp://HOST/PATH                          a network camera, through OpenCV
 http://HOST/PATH                          a network camera that sends JPEG pictures
-FILE.avi, .mp4, ...                       a video file; FILE?realtime=1 plays it at its own rate
+FILE.avi, .mp4, ...                       a video file; FILE?realtime=1 plays it at its own rate, ?loop=1 for ever
 FOLDER or FILE.jpg                        pictures, in the order of their names
 folder:FOLDER?resume=FILE                 the same; goes on where it was interrupted
 stdin:640x480:bgr                         raw frames from standard input; stdin:mjpeg for a row of JPEG files

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Callable
 
+from edgeferry_runtime.errors import SourceError
 from edgeferry_runtime.sources.base import WAITING, Frame, FrameSource
 
-__all__ = ["Clip", "InOrder", "Paced"]
+__all__ = ["Clip", "InOrder", "Looped", "Paced"]
 
 
 class Clip:
@@ -19,6 +21,7 @@ class Clip:
 
     rate = 0.0
     skipped = 0
+    _at = 0  # index of the next frame in the file; behind the last one the number of frames
 
     def load(self, index: int) -> Frame | None:
         """The frame of an index, or the next sound one that was not given yet; None behind the last one.
@@ -38,6 +41,52 @@ class Clip:
 
     def close(self) -> None:
         """Let go of the file; harmless twice."""
+
+
+class Looped(Clip):
+    """A clip that starts over at its end, for ever; indices and frame numbers go on rising.
+
+    Args:
+        reopen: opens the clip at its first frame.
+
+    Raises:
+        SourceError: it cannot be opened; while reading also: it cannot be opened again.
+    """
+
+    def __init__(self, reopen: Callable[[], Clip]) -> None:
+        self._reopen = reopen
+        self._clip = reopen()
+        self._begin = 0  # index of the round's first frame
+        self._length = 0  # frames of a round; 0 before the first end
+        self._skipped_before = 0
+        self.rate = self._clip.rate
+
+    def load(self, index: int) -> Frame | None:
+        while True:
+            frame = self._load(index)
+            self.skipped = self._skipped_before + self._clip.skipped
+            if frame is not None:
+                return frame._replace(number=frame.number + self._begin)
+            self._length = max(1, self._clip._at)
+            self._start_over(index)
+
+    def _load(self, index: int) -> Frame | None:
+        try:
+            return self._clip.load(index - self._begin)
+        except SourceError:
+            # "No frame at all" is true of a round that was begun behind its last sound frame, too.
+            if not self._length or index <= self._begin:
+                raise
+            return None
+
+    def _start_over(self, index: int) -> None:
+        self._begin += max(1, (index - self._begin) // self._length) * self._length
+        self._skipped_before += self._clip.skipped
+        self._clip.close()
+        self._clip = self._reopen()
+
+    def close(self) -> None:
+        self._clip.close()
 
 
 class InOrder(FrameSource):

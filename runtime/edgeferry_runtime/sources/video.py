@@ -9,7 +9,7 @@ from edgeferry_runtime import opencv
 from edgeferry_runtime.errors import SourceError
 from edgeferry_runtime.sources.avi import AviClip
 from edgeferry_runtime.sources.base import Frame, FrameSource, Request
-from edgeferry_runtime.sources.clip import Clip, InOrder, Paced
+from edgeferry_runtime.sources.clip import Clip, InOrder, Looped, Paced
 from edgeferry_runtime.sources.options import flag, read_options
 
 __all__ = ["VideoClip", "open_video"]
@@ -24,15 +24,20 @@ def open_video(uri: str, request: Request) -> FrameSource:
     is decoded by OpenCV.
 
     Args:
-        uri: "FILE" or "FILE?realtime=1", which plays it at its own rate, as a live source.
+        uri: "FILE"; "FILE?realtime=1" plays it at its own rate, as a live source, "FILE?loop=1" starts over at its
+            end.
 
     Raises:
         UsageError: an option is wrong.
         SourceError: it is no video OpenCV can decode.
         DependencyError: OpenCV is absent.
     """
-    path, options = (uri, {}) if os.path.exists(uri) else read_options(uri, {"realtime": flag})
-    clip: Clip = AviClip.open(path) or VideoClip(path)
+    path, options = (uri, {}) if os.path.exists(uri) else read_options(uri, {"realtime": flag, "loop": flag})
+
+    def open_clip() -> Clip:
+        return AviClip.open(path) or VideoClip(path)
+
+    clip = Looped(open_clip) if options.get("loop") else open_clip()
     if not options.get("realtime"):
         return InOrder(clip)
     clip.rate = clip.rate or _USUAL_RATE

@@ -1,0 +1,297 @@
+"""run.json: what a board runs (source, sinks, and the choices about model and loop), read without trusting it.
+
+Part of the contract: the workstation writes the file and the board reads it, both through this module.  It knows
+neither numpy nor the sources and sinks themselves: what only a board can tell (is there such a camera?) is found
+out there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Callable, TypeVar
+
+from edgeferry_runtime.errors import ManifestError, UsageError
+from edgeferry_runtime.fields import Fields, did_you_mean
+from edgeferry_runtime.strict_json import parse_json
+
+__all__ = [
+    "BACKENDS", "MAX_BYTES", "NAME", "PIPELINED", "SCHEMA_VERSION", "SINKS", "SOURCES",
+    "LoopConfig", "ModelConfig", "RunConfig", "from_table", "load",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+NAME = "run.json"
+SCHEMA_VERSION = 1
+MAX_BYTES = 64 << 10  # one is some hundred bytes
+BACKENDS = ("ai-edge-litert", "tflite-runtime")
+PIPELINED = ("auto", "on", "off")
+# The kinds of sources and sinks there are, as sources/ and sinks/ open them.
+SOURCES = (
+    "v4l2", "picamera2", "picamera", "rtsp", "rtsps", "http", "https", "folder", "stdin", "synthetic", "replay",
+    "fault",
+)  # fmt: skip
+SINKS = ("jsonl", "csv", "mqtt", "mqtts", "webhook", "gpio", "annotate", "record")
+
+_LONGEST_URI = 8192
+# Sources that are not played from a file: cameras, @FILE, and all kinds but recordings.
+_NOT_PLAYED = re.compile(r"@|/dev/|[0-9]+(\?|\Z)|(?!replay:)[a-z][a-z0-9+-]+:")
+# A user and a password before a host; the second form is that of a password with "/", "?" or "#" in it.
+_USER = re.compile(r"://(?:[^/?#]*@|[^/?#@\[\]]*:(?![0-9]*(?:[/?#]|\Z))[^@]*@)")
+# An option that is a password; password_file= and token_file= are none.
+_SECRET_OPTION = re.compile(
+    r"[?&;#/_](?:password|passwd|passphrase|pass|pwd|token|access_token|auth_token|secret|api_?key)=",
+    re.IGNORECASE,
+)
+_USER_IN_SOURCE = (
+    "holds a user or a password, and this file is carried about; write the address into a file on the board that "
+    "only its service may read, and name that one: @FILE"
+)
+_USER_IN_SINK = (
+    "holds a user or a password, and this file is carried about; write the password into a file on the board: "
+    "mqtt://HOST/TOPIC?username=NAME&password_file=FILE, webhook:URL#token_file=FILE"
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Choices about the model, as the command line has them; None leaves them to bundle and board.
+
+    Attributes:
+        variant, backend: by name.
+        threads: of the interpreter, or "auto": measured once.
+        delegate: "xnnpack", "edgetpu[:usb:N]" or "PATH.so[?key=value&...]".
+        xnnpack: whether the interpreter may use XNNPACK.
+        require_delegate: the least share of operations that must be delegated, 0 to 1.
+        threshold: lowest score to report, 0 to 1.
+        top_k: so many classes or boxes at most.
+        any_arch: also run what was made for another architecture.
+    """
+
+    variant: str | None = None
+    backend: str | None = None
+    threads: int | str | None = None
+    delegate: str | None = None
+    xnnpack: bool = True
+    require_delegate: float | None = None
+    threshold: float | None = None
+    top_k: int | None = None
+    any_arch: bool = False
+
+    @classmethod
+    def read(cls, fields: Fields) -> ModelConfig:
+        """Read it, noting every problem in ``fields``."""
+        share = _share(fields)
+        return cls(
+            variant=_optional(fields, "variant", lambda key: _line(fields, key)),
+            backend=_optional(fields, "backend", lambda key: fields.choice(key, BACKENDS)),
+            threads=_optional(fields, "threads", lambda key: _threads(fields, key)),
+            delegate=_optional(fields, "delegate", lambda key: _line(fields, key)),
+            xnnpack=fields.boolean("xnnpack", True),
+            require_delegate=_optional(fields, "require_delegate", share),
+            threshold=_optional(fields, "threshold", share),
+            top_k=_optional(fields, "top_k", lambda key: fields.integer(key, minimum=1)),
+            any_arch=fields.boolean("any_arch", False),
+        )
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Choices about the loop, as the command line has them.
+
+    Attributes:
+        fps: take at most so many frames a second.
+        max_age_ms: skip frames that are older before they are run.
+        motion: skip frames in which no more than this share of the picture changed, 0 to 1.
+        pipelined: whether frames are read beside the interpreter: "on", "off", or "auto" where it pays.
+        realtime: play a video file at its own rate.
+    """
+
+    fps: float | None = None
+    max_age_ms: float | None = None
+    motion: float | None = None
+    pipelined: str = "auto"
+    realtime: bool = False
+
+    @classmethod
+    def read(cls, fields: Fields) -> LoopConfig:
+        """Read it, noting every problem in ``fields``."""
+        return cls(
+            fps=_optional(fields, "fps", lambda key: fields.number(key, above=0)),
+            max_age_ms=_optional(fields, "max_age_ms", lambda key: fields.number(key, above=0)),
+            motion=_optional(fields, "motion", _share(fields)),
+            pipelined=fields.choice("pipelined", PIPELINED, "auto"),
+            realtime=fields.boolean("realtime", False),
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a board runs.
+
+    Attributes:
+        source: where frames come from, as ``--source`` has it.
+        sinks: where results go, as ``--sink`` has it; none is possible.
+        model, loop: further choices.
+    """
+
+    source: str
+    sinks: tuple[str, ...] = ()
+    model: ModelConfig = ModelConfig()
+    loop: LoopConfig = LoopConfig()
+
+    @classmethod
+    def read(cls, fields: Fields) -> RunConfig:
+        """Read it, noting every problem in ``fields``; none repeats an address, which may hold a password."""
+        fields.integer("schema_version", minimum=1, maximum=SCHEMA_VERSION)
+        before = len(fields.problems)
+        source = fields.text("source")
+        if len(fields.problems) == before:
+            for problem in _source_problems(source):
+                fields.problem("source", problem)
+        sinks = _optional(fields, "sinks", lambda key: fields.texts(key)) or ()
+        for i, sink in enumerate(sinks):
+            for problem in _sink_problems(sink):
+                fields.problem("sinks[{}]".format(i), problem)
+        loop = fields.optional_part("loop", LoopConfig.read) or LoopConfig()
+        if loop.realtime and _NOT_PLAYED.match(source):
+            fields.problem(
+                "loop.realtime", "is for video files and recordings; in the file of @FILE write ?realtime=1"
+            )
+        return cls(source, sinks, fields.optional_part("model", ModelConfig.read) or ModelConfig(), loop)
+
+    @classmethod
+    def parse(cls, data: bytes, name: str = NAME) -> RunConfig:
+        """The config in a file's bytes.
+
+        Args:
+            data: strict JSON in UTF-8.
+            name: of the file, for messages.
+
+        Raises:
+            UsageError: it is no config; every problem is named.
+        """
+        if len(data) > MAX_BYTES:
+            raise UsageError("{}: is longer than {} bytes".format(name, MAX_BYTES), "Is it the right file?")
+        try:
+            table = parse_json(data, name)
+        except ManifestError as error:  # its words are about bundles
+            message = error.message.replace(" to be a manifest", "")
+            raise UsageError(message, "Correct it, or push again to have it written anew.") from None
+        return from_table(table, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is as it is by default is left out."""
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "source": self.source}
+        if self.sinks:
+            content["sinks"] = list(self.sinks)
+        for name, part in (("model", _said(self.model)), ("loop", _said(self.loop))):
+            if part:
+                content[name] = part
+        return content
+
+    def to_json(self) -> str:
+        """The file's text, the same for equal configs."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+
+def load(path: str) -> RunConfig:
+    """The config in a file.
+
+    Raises:
+        UsageError: it cannot be read, or is no config; every problem is named.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(
+            "{}: cannot be read: {}".format(path, error.strerror or error), "Check the path given with --config."
+        ) from None
+    return RunConfig.parse(data, path)
+
+
+def from_table(table: Any, name: str = NAME) -> RunConfig:
+    """The config in what was parsed, from JSON or from TOML.
+
+    Raises:
+        UsageError: it is no config; every problem is named with the file and the key.
+    """
+    version = table.get("schema_version") if isinstance(table, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise UsageError(
+            "{}: has schema version {}, this edgeferry-runtime reads up to {}".format(
+                name, version, SCHEMA_VERSION
+            ),
+            "Install a newer runtime: pip install --upgrade edgeferry-runtime",
+        )
+    fields = Fields(table)
+    config = RunConfig.read(fields)
+    problems = fields.finish()
+    if problems:
+        raise UsageError(
+            "\n  ".join("{}: {}".format(name, problem) for problem in problems),
+            "Correct it; docs/run-json.md lists every key.",
+        )
+    return config
+
+
+def _said(part: ModelConfig | LoopConfig) -> dict[str, Any]:
+    """What a part says beyond its defaults, by key."""
+    values = ((field.name, getattr(part, field.name), field.default) for field in fields(part))
+    return {name: value for name, value, default in values if value != default}
+
+
+def _optional(fields: Fields, key: str, read: Callable[[str], T]) -> T | None:
+    """What ``read`` makes of a key's value; None where the key is absent or null."""
+    return None if fields._is_null(key) else read(key)
+
+
+def _share(fields: Fields) -> Callable[[str], float]:
+    return lambda key: fields.number(key, minimum=0, maximum=1)
+
+
+def _threads(fields: Fields, key: str) -> int | str:
+    if isinstance(fields._value[key], str):
+        return fields.choice(key, ("auto",))
+    return fields.integer(key, minimum=1)
+
+
+_LINE = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+\\Z")  # also no half of a character, which no file can hold
+
+
+def _line(fields: Fields, key: str) -> str:
+    return fields.text(key, pattern=_LINE, means="one line, and not empty")
+
+
+def _source_problems(uri: str) -> list[str]:
+    problems = _uri_problems(uri, _USER_IN_SOURCE)
+    kind = re.match(r"([a-z][a-z0-9+-]+):", uri)  # two letters at least: C:\ is no kind
+    if problems or uri.startswith("@") or not kind:
+        return problems
+    if kind.group(1) not in SOURCES:
+        return ["is no kind of source{}".format(did_you_mean(kind.group(1), SOURCES))]
+    if re.match(r"(fault:.*:)?stdin:", uri):
+        return ["is stdin, and a service has no standard input; name a camera, a stream or a file"]
+    return []
+
+
+def _sink_problems(uri: str) -> list[str]:
+    problems = _uri_problems(uri, _USER_IN_SINK)
+    kind, _, rest = uri.partition(":")
+    if problems or (kind in SINKS and rest):
+        return problems
+    return [
+        "is no sink{}; sinks are {}".format(did_you_mean(kind, SINKS), ", ".join(name + ":" for name in SINKS))
+    ]
+
+
+def _uri_problems(uri: str, secret: str) -> list[str]:
+    """What is wrong with any uri; shows nothing of it."""
+    if not 0 < len(uri) <= _LONGEST_URI or not _LINE.match(uri) or uri != uri.strip():
+        return ["must be one line of 1 to {} characters, without space around it".format(_LONGEST_URI)]
+    if _USER.search(uri) or _SECRET_OPTION.search(uri):
+        return [secret]
+    return []
