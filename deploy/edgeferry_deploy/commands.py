@@ -239,8 +239,11 @@ fsync releases blobs
 REPAIR = (
     START
     + FSYNC
+    + LEASE
     + r"""
-cd -- "$1/releases/$2" || exit
+cd -- "$1" || exit
+fence "$3" 60
+cd -- "releases/$2" || exit
 while read -r digest member; do
   case $member in */*) mkdir -p -- "${member%/*}" || exit ;; esac
   rm -f -- "$member.tmp-repair"
@@ -381,8 +384,10 @@ DISCARD = (
     START
     + FSYNC
     + APPEND
+    + LEASE
     + r"""
 cd -- "$1" || exit
+fence "$4" 60
 for link in current previous undo; do
   if [ "$(readlink "$link" 2>/dev/null)" = "releases/$2" ]; then echo "$2 is $link: kept" >&2; exit 3; fi
 done
@@ -474,9 +479,12 @@ def assemble(
     return script("assemble", ASSEMBLE, root, release, suffix, env, python, runtime, launcher, token, lock, files)
 
 
-def repair(root: str, release: str) -> Argv:
-    """Replace damaged members of a release by their blobs, each in one rename (stdin: `SHA256 MEMBER`)."""
-    return script("repair", REPAIR, root, release)
+def repair(root: str, release: str, token: str) -> Argv:
+    """Replace damaged members of a release by their blobs, each in one rename (stdin: `SHA256 MEMBER`).
+
+    Only as the owner of the lease.
+    """
+    return script("repair", REPAIR, root, release, token)
 
 
 def check(root: str, release: str, env: str, seconds: int) -> Argv:
@@ -512,6 +520,6 @@ def commit(root: str, release: str, suffix: str, record: str, line: str, token: 
     return script("commit", COMMIT, root, release, suffix, record, line, token)
 
 
-def discard(root: str, release: str, line: str) -> Argv:
-    """Remove a release that failed its check, never current or previous."""
-    return script("discard", DISCARD, root, release, line)
+def discard(root: str, release: str, line: str, token: str) -> Argv:
+    """Remove a release that failed its check, never current or previous, as the owner of the lease."""
+    return script("discard", DISCARD, root, release, line, token)

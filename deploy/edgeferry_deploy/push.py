@@ -198,7 +198,7 @@ def carry(
     lease.check()
     with clock.step("assemble"):
         assemble(transport, root, plan, cargo, lease.token)
-    check = proven(transport, root, plan, options, clock, console)
+    check = proven(transport, root, plan, options, clock, console, lease.token)
     record = replace(plan.record, check=check.to_dict())
     if service.wanted(survey):
         change = Change(
@@ -270,11 +270,22 @@ def assemble(transport: Transport, root: str, plan: Plan, cargo: Cargo, token: s
         seconds = 120 + (made.unpacked / SLOWEST_CARD if plan.new_env else 0)
         checked(transport, argv, member_lines(cargo.blobs), seconds)
     if plan.repair:
-        checked(transport, commands.repair(root, plan.release), member_lines(plan.repair), 120)
+        checked(transport, commands.repair(root, plan.release, token), member_lines(plan.repair), 120)
 
 
-def proven(transport: Transport, root: str, plan: Plan, options: Options, clock: Clock, console: Console) -> Check:
+def proven(
+    transport: Transport,
+    root: str,
+    plan: Plan,
+    options: Options,
+    clock: Clock,
+    console: Console,
+    token: str = "",
+) -> Check:
     """Replay the goldens; a new release that fails is removed again, and the refusal is in the audit log.
+
+    Args:
+        token: of the lease; none is held when nothing was written.
 
     Raises:
         SelfCheckError, DeviceReplyError, CommandTimeoutError: as `check_release`.
@@ -285,7 +296,7 @@ def proven(transport: Transport, root: str, plan: Plan, options: Options, clock:
             check = check_release(transport, root, release, record.env, record.version, options.check_seconds)
     except (SelfCheckError, CommandError) as error:
         line = audit_line("push", release, plan.before, f"refused: {error.message[:300]}", options.reason)
-        command = commands.discard(root, release, line) if plan.created else upkeep.note(root, line)
+        command = commands.discard(root, release, line, token) if plan.created else upkeep.note(root, line)
         with suppress(DeployError):  # what failed first is what the user has to hear
             checked(transport, command)
         raise

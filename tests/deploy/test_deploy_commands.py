@@ -39,7 +39,7 @@ COMMANDS = {
         commands.assemble("/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token"),
         ["/r", "id", "0123abcd", "env", "/py", "digest", "#!/bin/sh\n", "token", "", ""],
     ),
-    "repair": (commands.repair("/r", "id"), ["/r", "id"]),
+    "repair": (commands.repair("/r", "id", "token"), ["/r", "id", "token"]),
     "check": (commands.check("/r", "id", "env", 300), ["/r", "id", "env", "300"]),
     "switch": (
         commands.switch("/r", "id", "before", "0123abcd", "/py", "{}", "{}", "token", "1 45 0"),
@@ -56,7 +56,7 @@ COMMANDS = {
     "service-health": (control.health("/r", "token", 45), ["/r", "health", "token", "45"]),
     "service-revert": (control.revert("/r", "it's gone"), ["/r", "revert", "it's gone"]),
     "service-log": (control.log("/r", 6), ["/r", "log", "6"]),
-    "discard": (commands.discard("/r", "id", "{}"), ["/r", "id", "{}"]),
+    "discard": (commands.discard("/r", "id", "{}", "token"), ["/r", "id", "{}", "token"]),
     "lock": (upkeep.take("/r", "token", 60, "{}", "dead", "id"), ["/r", "token", "60", "{}", "dead", "id"]),
     "renew": (upkeep.renew("/r", "token", 60), ["/r", "token", "60"]),
     "unlock": (upkeep.give("/r", "token", "{}"), ["/r", "token", "{}"]),
