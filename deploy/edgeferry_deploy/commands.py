@@ -122,11 +122,15 @@ RECEIVE = (
     START
     + r"""
 mkdir -p -- "$(dirname -- "$1")" || exit
-if [ "$2" = 0 ]; then exec cat >"$1"; fi
+# A link that died leaves the session waiting until TCP gives up: the device's own deadline ends it before.
+if timeout 1 true 2>/dev/null; then set -- "$@" timeout "$3" cat; else set -- "$@" cat; fi
+if [ "$2" = 0 ]; then : >"$1" || exit; fi
 size=0
 [ -f "$1" ] && size=$(wc -c <"$1")
 if [ "$size" -ne "$2" ]; then echo "$1 holds $((size)) bytes, not $2" >&2; exit 3; fi
-exec cat >>"$1"
+path=$1
+shift 3
+exec "$@" >>"$path"
 """
 )
 
@@ -287,6 +291,8 @@ exit 0
 
 RECORD = r"""
 keep_record() {
+  # One that was cut before its rename is nobody's: only the owner of the lease gets here.
+  rm -f -- "releases/$1"/release.json.tmp-*
   new=releases/$1/release.json.tmp-$2
   printf '%s\n' "$3" >"$new" && chmod 444 "$new" && fsync "$new" || exit
   mv -f -- "$new" "releases/$1/release.json" || exit
@@ -332,7 +338,7 @@ link() {
 }
 # previous first: the rename of current is the one moment that commits.  A cut between the two leaves them equal,
 # and undo then has what previous was: whoever looks next takes it for previous, whoever locks next puts it back.
-rm -f -- undo
+rm -f -- undo undo.tmp-* previous.tmp-* current.tmp-*  # of switches that were cut
 if [ -n "$expected" ] && [ "$expected" != "$id" ]; then
   old=$(readlink previous 2>/dev/null)
   if [ -n "$old" ]; then link "${old##*/}" undo && fsync . || exit; fi
@@ -437,9 +443,9 @@ def survey(root: str, release: str = "", python: str = "") -> Argv:
     return script("survey", SURVEY, root, release, python, PROBE)
 
 
-def receive(path: str, offset: int = 0) -> Argv:
-    """Write stdin to a file: a new one, or the rest of one that holds exactly `offset` bytes."""
-    return script("receive", RECEIVE, path, str(offset))
+def receive(path: str, offset: int = 0, seconds: int = 60) -> Argv:
+    """Write stdin to a file: a new one, or the rest of one that holds exactly `offset` bytes; at most so long."""
+    return script("receive", RECEIVE, path, str(offset), str(seconds))
 
 
 def receive_many(root: str, python: str) -> Argv:

@@ -19,16 +19,19 @@ class Console:
 
     Args:
         quiet: print no steps; with --json only the object goes out.
+        name: stands before each step when several devices report at once; there are no bars then.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, name: str = "") -> None:
         self.quiet = quiet
+        self.name = name
 
     def step(self, text: str, mark: str = "ok") -> None:
         """One thing that was done."""
         if not self.quiet:
             encoding = sys.stdout.encoding or "ascii"
             sign = MARKS[mark].encode(encoding, errors="replace").decode(encoding)
+            text = f"{self.name}: {text}" if self.name else text
             print(f"{sign} {text}".encode(encoding, errors="replace").decode(encoding), flush=True)
 
     def result(self, found: Mapping[str, Any]) -> None:
@@ -38,7 +41,7 @@ class Console:
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
         """Something that takes its time: a spinner with the latest word on a terminal; elsewhere nothing."""
-        if self.quiet or not sys.stdout.isatty():
+        if self.quiet or self.name or not sys.stdout.isatty():
             yield lambda said: None
             return
         from rich.console import Console as Terminal
@@ -49,7 +52,7 @@ class Console:
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None] | None]:
         """A progress bar in bytes, on a terminal and when there is something to wait for; elsewhere None."""
-        if self.quiet or total < WORTH_A_BAR or not sys.stdout.isatty():
+        if self.quiet or self.name or total < WORTH_A_BAR or not sys.stdout.isatty():
             yield None
             return
         from rich import progress  # a third of a second that only a terminal has to pay

@@ -346,34 +346,37 @@ class Clock:
 
 def run(arguments: Namespace) -> int:
     """The command."""
-    from edgeferry_deploy.connect import open_transport
+    from edgeferry_deploy.fleet import each
 
-    console = Console(quiet=arguments.json)
-    parse_target(arguments.target)
+    for target in arguments.targets:
+        parse_target(target)
     check_root(arguments.root)
     check_sources(Sources(arguments.env, arguments.offline, arguments.python))
     Bundle.open(arguments.bundle).close()  # a bad bundle is told before anybody is called
+    config = config_of(arguments.config, arguments.any_arch) if arguments.config else None
+    return each(arguments, lambda target, console: push_to(target, arguments, config, console).to_dict())
+
+
+def push_to(target: str, arguments: Namespace, config: bytes | None, console: Console) -> Preview | PushResult:
+    """Push to one of the targets, or show what that would do."""
+    from edgeferry_deploy.connect import open_transport
+
     choices = {
         name: getattr(arguments, name)
         for name in ("root", "python", "keep", "check_seconds", "any_arch", "reason", "env", "offline")
     }
-    found: Preview | PushResult
-    config = config_of(arguments.config, arguments.any_arch) if arguments.config else None
-    with open_transport(arguments.target, arguments.identity) as transport:
+    with open_transport(target, arguments.identity) as transport:
         if arguments.verbose:
             console.step(transport.describe(), "none")
         if arguments.dry_run:
-            found = preview(arguments.bundle, transport, **choices)
-            for line in found.lines():
+            planned = preview(arguments.bundle, transport, **choices)
+            for line in planned.lines():
                 console.step(line, "none")
-        else:
-            found = push(
-                arguments.bundle, transport, console=console, config=config, manager=arguments.service,
-                bounds=bounds_of(arguments), **choices,
-            )  # fmt: skip
-    if arguments.json:
-        console.result(found.to_dict())
-    return 0
+            return planned
+        return push(
+            arguments.bundle, transport, console=console, config=config, manager=arguments.service,
+            bounds=bounds_of(arguments), **choices,
+        )  # fmt: skip
 
 
 def config_of(path: str, any_arch: bool = False) -> bytes:

@@ -15,7 +15,7 @@ from shlex import join
 
 import paramiko
 from paramiko.auth_handler import AuthOnlyHandler
-from paramiko.common import cMSG_USERAUTH_REQUEST
+from paramiko.common import cMSG_SERVICE_REQUEST, cMSG_USERAUTH_REQUEST
 from paramiko.ssh_exception import IncompatiblePeer
 from paramiko.transport import ServiceRequestingTransport
 
@@ -462,8 +462,26 @@ class _AuthHandler(AuthOnlyHandler):
 class _Session(ServiceRequestingTransport):
     """A plain Transport asks for the service again with each key; strict servers then hang up."""
 
+    active: bool  # paramiko's own; its stubs lack them
+    _service_userauth_accepted: bool
+
     def get_auth_handler(self) -> AuthOnlyHandler:
         return _AuthHandler(self)
+
+    def ensure_session(self) -> None:
+        """Ask to log in; paramiko (5.1) looks every 100 ms whether it may, and for ever when nobody answers."""
+        if self._service_userauth_accepted:
+            return
+        message = paramiko.Message()
+        message.add_byte(cMSG_SERVICE_REQUEST)
+        message.add_string("ssh-userauth")
+        self._send_message(message)  # type: ignore[attr-defined]
+        until = time.monotonic() + LINK_SECONDS
+        while not self._service_userauth_accepted:
+            if not self.active or time.monotonic() > until:
+                raise paramiko.SSHException("no answer to the request to log in")
+            time.sleep(0.002)
+        self.auth_handler = self.get_auth_handler()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from edgeferry_deploy.streaming import STOP_SECONDS, Running, Write, guarded, pu
 
 __all__ = ["DEADLINE", "OUTPUT_LIMIT", "SLICE", "Completed", "Transport", "checked", "reply_error", "too_long"]
 
-SLICE = 32 * 1024  # bytes: one SSH packet; larger slices gain nothing, smaller ones cost
+# Bytes: one SSH packet of paramiko's, which keeps 64 of its 32 KiB back; with 32 KiB each slice was two packets.
+SLICE = 32 * 1024 - 64
 OUTPUT_LIMIT = 1024 * 1024  # bytes of stdout or of stderr; a reply is a few KiB
 DEADLINE = 60.0  # seconds; every command has one
 
@@ -123,7 +124,7 @@ class Transport(ABC):
         Raises:
             CommandError: the device could not write; its own words are in the message.
         """
-        checked(self, commands.receive(path, offset), chunks, timeout)
+        checked(self, commands.receive(path, offset, round(timeout) + 15), chunks, timeout)
 
     def download(self, path: str, timeout: float = DEADLINE, limit: int = 64 * OUTPUT_LIMIT) -> bytes:
         """The bytes of a file on the device.

@@ -105,7 +105,7 @@ VERBS = {
         "carry a bundle to a board, prove it there, make it current",
         (
             ("bundle", {"metavar": "BUNDLE", "help": "NAME.ferry, or a folder with the same members"}),
-            TARGET,
+            ("targets", {**TARGET[1], "nargs": "+", "help": f"{TARGET[1]['help']}; several at once"}),
             ROOT,
             IDENTITY,
             PYTHON,

@@ -31,7 +31,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 COMMANDS = {
     "survey": (commands.survey("~/x", "digits-1", "/py"), ["~/x", "digits-1", "/py", commands.PROBE]),
-    "receive": (commands.receive("/r/blobs/a.part", 7), ["/r/blobs/a.part", "7"]),
+    "receive": (commands.receive("/r/blobs/a.part", 7, 90), ["/r/blobs/a.part", "7", "90"]),
     "receive-many": (commands.receive_many("/r", "/py"), ["/r", "/py", commands.UNPACK]),
     "send": (commands.send("/r/file"), ["/r/file"]),
     "publish": (commands.publish("/r"), ["/r"]),
