@@ -13,7 +13,7 @@ help:
 	@echo "make demo      convert, push over SSH, run: the whole way on this machine, no board needed"
 	@echo "make test      the tests, without those marked slow or lab"
 	@echo "make test-all  the tests and the slow ones"
-	@echo "make lab       tests in an arm64 userland (root, Debian: mmdebstrap, qemu-user-static)"
+	@echo "make lab       arm64 boards with systemd and SSH, under emulation; faults (root, Debian; docs/lab.md)"
 	@echo "make check     ruff, mypy, import-linter"
 	@echo "make bench-X   run bench/X.py, e.g. make bench-startup"
 	@echo "make wheels    build the wheels into dist/"

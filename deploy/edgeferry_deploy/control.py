@@ -216,9 +216,10 @@ tell() {
 
 log() {
   case $manager in
-    system) journalctl -q -u "$unit.service" -o cat --no-pager -n "$1" 2>/dev/null ||
-              as_root journalctl -q -u "$unit.service" -o cat --no-pager -n "$1" ;;
-    user) journalctl -q --user -u "$unit.service" -o cat --no-pager -n "$1" ;;
+    # What the loop said, without what systemd says of it.
+    system) set -- -q -u "$unit.service" _TRANSPORT=stdout -o cat --no-pager -n "$1"
+            journalctl "$@" 2>/dev/null || as_root journalctl "$@" ;;
+    user) journalctl -q --user-unit "$unit.service" _TRANSPORT=stdout -o cat --no-pager -n "$1" ;;
     *) tail -n "$1" -- "$(runtime_of)/service.log" 2>/dev/null ;;
   esac
 }

@@ -1,4 +1,4 @@
-"""One command for several devices: all at once, each told by its name; one that fails keeps nobody from going on."""
+"""One command for several devices: all at once, each told by its name; one failure keeps nobody from going on."""
 
 from __future__ import annotations
 

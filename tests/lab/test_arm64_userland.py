@@ -6,18 +6,18 @@ Nothing here is timed: emulation is a hundred times slower than a board.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from lab_board import need_root_and_tools
+from lab_rootfs import unpack
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 SYSTEM = "bookworm"  # Raspberry Pi OS 12: Python 3.11, glibc 2.36
-PACKAGES = "python3,python3-minimal,libpython3-stdlib,libstdc++6,zlib1g,libexpat1"
 PLATFORMS = [
     "manylinux_2_17_aarch64",
     "manylinux_2_27_aarch64",
@@ -26,20 +26,6 @@ PLATFORMS = [
 ]
 # The versions of the profiles rpi3, rpi4 and rpi5.
 WHEELS = ["numpy", "opencv-python-headless", "ai-edge-litert>=2.1,<2.2"]
-BINFMT = Path("/proc/sys/fs/binfmt_misc")
-
-
-def need_root_and_tools() -> None:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("needs root on Linux, for chroot")
-    for tool in ("mmdebstrap", "qemu-aarch64-static", "update-binfmts"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: apt install mmdebstrap qemu-user-static binfmt-support")
-    if not (BINFMT / "register").exists():
-        subprocess.run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)], check=False)
-    subprocess.run(["update-binfmts", "--enable", "qemu-aarch64"], check=False, capture_output=True)
-    if not (BINFMT / "qemu-aarch64").exists():
-        pytest.skip("this kernel runs no foreign binaries (binfmt_misc)")
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +33,7 @@ def userland(repository, tmp_path_factory) -> Path:
     """A root file system with Python, the wheels a Raspberry Pi 4 gets, and the runtime."""
     need_root_and_tools()
     root = tmp_path_factory.mktemp("lab") / "root"
-    subprocess.run(
-        [
-            "mmdebstrap",
-            "--quiet",
-            "--variant=extract",
-            "--architectures=arm64",
-            f"--include={PACKAGES}",
-            SYSTEM,
-            root,
-        ],
-        check=True,
-    )
+    unpack(SYSTEM, root)
     site = root / "opt" / "site"
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     subprocess.run(
