@@ -73,11 +73,15 @@ class Preview:
         device: its name.
         plan: what would happen.
         survey: what the device has.
+        config: what becomes of its run.json: "new", "changed", or "" when it stays.
+        restarts: whether a service is started anew, on trial.
     """
 
     device: str
     plan: Plan
     survey: Survey
+    config: str = ""
+    restarts: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,7 +95,10 @@ class Preview:
             "current": {"before": plan.before, "after": plan.release},
             "previous": {"before": survey.previous, "after": self.previous},
             "switch": plan.switch,
-            "writes": plan.writes,
+            "writes": plan.writes or bool(self.config),
+            "run_json": self.config,
+            "service_restarts": self.restarts,
+            "on_trial": survey.trial,
             "new_release": plan.release not in survey.releases,
             "new_env": plan.record.env if plan.new_env else "",
             "env": {
@@ -138,6 +145,10 @@ class Preview:
         lines += [f"~ {member}  damaged on the device, linked again" for member in found["repair"]]
         for kind in ("releases", "envs"):
             lines += [f"- {kind[:-1]}  {gone}" for gone in found["prune"][kind]]
+        lines += [f"~ run.json  {self.config}"] if self.config else []
+        lines += ["~ service  started anew, on trial until it held"] if self.restarts else []
+        if survey_trial := found["on_trial"]:
+            lines.append(f"- trial  {survey_trial} was never proven: it would be taken back first")
         if not found["writes"]:
             lines.append("nothing would change; it would be checked again")
         else:

@@ -18,6 +18,7 @@ from edgeferry_deploy.errors import DeployError
 from edgeferry_deploy.plan import KEEP, Plan, Preview, plan_push, require_space
 from edgeferry_deploy.release import Blob, Record, bundle_blobs, pack_runtime, release_id
 from edgeferry_deploy.requirements import require_fit
+from edgeferry_deploy.service import Service
 from edgeferry_deploy.survey import Python, Survey, look
 from edgeferry_deploy.target import DEFAULT_ROOT, check_root
 from edgeferry_deploy.transport import Transport
@@ -112,11 +113,18 @@ def with_wheels(transport: Transport, survey: Survey, environment: Environment) 
     return replace(survey, blobs={**again.blobs, **survey.blobs}, parts=again.parts)
 
 
-def preview(bundle_path: str | Path, transport: Transport, **choices: Any) -> Preview:
+def preview(
+    bundle_path: str | Path,
+    transport: Transport,
+    *,
+    config: bytes | None = None,
+    manager: str = "auto",
+    **choices: Any,
+) -> Preview:
     """What a push would do, nothing written on the device; wheels it would send are downloaded to this cache.
 
     Args:
-        choices: as for `push`.
+        config, manager, choices: as for `push`.
 
     Raises:
         BundleError, DeployError: what would refuse the push before anything is sent.
@@ -124,7 +132,12 @@ def preview(bundle_path: str | Path, transport: Transport, **choices: Any) -> Pr
     options = Options(**choices)
     with load(bundle_path, options) as cargo:
         survey, plan, _ = prepare(transport, cargo, options)
-    return Preview(transport.name, plan, survey)
+    service = Service(config, manager)
+    change = ""
+    if service.new_config(survey) is not None:
+        change = "changed" if survey.config else "new"
+    restarts = service.wanted(survey) and (plan.writes or bool(change))
+    return Preview(transport.name, plan, survey, change, restarts)
 
 
 def installed_runtime() -> Path:

@@ -369,7 +369,7 @@ def push_to(target: str, arguments: Namespace, config: bytes | None, console: Co
         if arguments.verbose:
             console.step(transport.describe(), "none")
         if arguments.dry_run:
-            planned = preview(arguments.bundle, transport, **choices)
+            planned = preview(arguments.bundle, transport, config=config, manager=arguments.service, **choices)
             for line in planned.lines():
                 console.step(line, "none")
             return planned

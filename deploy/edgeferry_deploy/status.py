@@ -82,8 +82,8 @@ def entry(survey: Survey, name: str) -> dict[str, Any] | None:
         return {**paths, "complete": False}
     texts = {key: printable(value) for key, value in asdict(record).items() if isinstance(value, str)}
     launcher = f"{survey.root}/env/{texts['env']}/edgeferry-run"
-    good = record.check.get("ok") is True
-    return {**paths, **texts, "complete": True, "good": good, "launcher": launcher}
+    good, proven = record.check.get("ok") is True, record.health.get("ok") is True
+    return {**paths, **texts, "complete": True, "good": good, "proven": proven, "launcher": launcher}
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -132,7 +132,8 @@ def release_text(item: dict[str, Any]) -> str:
     """A release on one line."""
     if not item["complete"]:
         return f"{item['id']}  (no record)"
-    return f"{item['id']}  pushed {item['pushed_at'][:19]}Z by {item['pushed_by']}"
+    proven = ", proven in service" if item["proven"] else ""
+    return f"{item['id']}  pushed {item['pushed_at'][:19]}Z by {item['pushed_by']}{proven}"
 
 
 def run(arguments: Namespace) -> int:

@@ -20,7 +20,7 @@ from edgeferry_deploy.config import push as push_config
 from edgeferry_deploy.errors import CommandError, HealthError, LinkLostError, LockedError
 from edgeferry_deploy.health import Bounds, ask
 from edgeferry_deploy.history import history
-from edgeferry_deploy.push import PushResult, push
+from edgeferry_deploy.push import PushResult, preview, push
 from edgeferry_deploy.remove import remove
 from edgeferry_deploy.rollback import rollback
 from edgeferry_deploy.status import status
@@ -198,6 +198,7 @@ def test_a_push_ends_in_a_proven_service_and_the_next_one_replaces_it(board, bun
     assert shown["on_trial"] == ""
     record = json.loads((board.root / "releases" / second.release / "release.json").read_text())
     assert record["health"]["ok"] is True
+    assert shown["current"]["proven"] is True
     back = rollback(board.transport, root=str(board.root), bounds=QUICK)
     assert board.runs() == back.release == first.release
     assert back.health.ok
@@ -215,6 +216,19 @@ def test_nothing_new_is_watched_all_the_same_and_a_stopped_service_is_started(bo
     assert board.sample().active == "stopped"
     board.push(bundles[0])
     assert board.wait_running().pid != pid
+
+
+def test_a_dry_run_shows_what_becomes_of_the_service(board, bundles):
+    def shown(bundle: Path, config: RunConfig | None) -> list[str]:
+        text = config.to_json().encode() if config else None
+        return preview(bundle, board.transport, config=text, any_arch=True).lines()
+
+    assert "~ run.json  new" in shown(bundles[0], CONFIG)
+    assert not any("service" in line for line in shown(bundles[0], None))
+    board.push(bundles[0], CONFIG)
+    assert any("service  started anew" in line for line in shown(bundles[1], None))
+    assert "~ run.json  changed" in shown(bundles[0], OTHER)
+    assert shown(bundles[0], CONFIG)[-1].startswith("nothing would change")
 
 
 def test_without_a_config_nothing_runs(board, bundles):
