@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeferry_converter import cli_convert, cli_inspect, cli_lint, cli_profiles
+from edgeferry_converter import cli_convert, cli_inspect, cli_lint, cli_profiles, cli_recipes
 
-__all__ = ["Command", "convert", "inspect", "lint", "profiles"]
+__all__ = ["Command", "convert", "inspect", "lint", "profiles", "recipes"]
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,5 @@ class Command:
 convert = Command(cli_convert.SUMMARY, cli_convert.configure, cli_convert.run)
 inspect = Command(cli_inspect.SUMMARY, cli_inspect.configure, cli_inspect.run)
 lint = Command(cli_lint.SUMMARY, cli_lint.configure, cli_lint.run)
+recipes = Command(cli_recipes.SUMMARY, cli_recipes.configure, cli_recipes.run)
 profiles = Command(cli_profiles.SUMMARY, cli_profiles.configure, cli_profiles.run)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeferry_runtime.postprocessing import TASKS
+
+if TYPE_CHECKING:
+    from edgeferry_converter.recipe import Recipe
 
 __all__ = ["SUMMARY", "add_data", "add_loading", "configure", "loading_options", "run"]
 
@@ -23,7 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--quantize", metavar="SCHEMES", help=f"{', '.join(SCHEMES)}; several by commas, preferred first")
     add("--keep-float", metavar="REGEX", help="layers of the int8 model that stay float")
     add("--auto-keep-float", action="store_true", help="keep as few layers float as the gate needs")
-    add("--max-drop", type=float, default=0.01, metavar="X", help="what a variant may lose; 0: gate off")
+    add("--max-drop", type=float, metavar="X", help="what a variant may lose (0.01, or the recipe's); 0: gate off")
+    add("--recipe", metavar="NAME|FILE", help="make it smaller first; `edgeferry recipes` lists them")
+    add("--train-data", metavar="DATA", help="what the recipe trains on: folder a class, .npz or module:function")
+    add("--epochs", type=int, metavar="N", help="instead of the recipe's, for each of its trainings")
     add("--strict", action="store_true", help="warnings about the data, and unused parts of a checkpoint, fail")
     add("-o", "--output", type=Path, metavar="FILE", help="the bundle; default: the model's name with .ferry")
     add_loading(parser)
@@ -87,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         from edgeferry_converter.report import to_text
         from edgeferry_converter.request import ConversionRequest
 
+        recipe = recipe_of(arguments)
         result = convert(
             ConversionRequest(
                 model=arguments.model,
@@ -96,19 +104,53 @@ def run(arguments: argparse.Namespace) -> int:
                 labels=arguments.labels,
                 preprocess=arguments.preprocess,
                 task=arguments.task,
-                schemes=parse_schemes(arguments.quantize),
+                schemes=parse_schemes(arguments.quantize) or (recipe.schemes if recipe else ()),
                 keep_float=arguments.keep_float,
                 auto_keep_float=arguments.auto_keep_float,
-                max_drop=arguments.max_drop,
+                max_drop=max_drop_of(arguments, recipe),
                 strict=arguments.strict,
                 output=arguments.output,
                 seed=arguments.seed,
+                recipe=recipe,
+                train_data=arguments.train_data,
                 load=loading_options(arguments),
             ),
             console,
         )
     print(json.dumps(result.figures, indent=1) if arguments.json else to_text(result.figures))
     return 0
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe | None:
+    """The recipe that was asked for, with the epochs of the command line.
+
+    Raises:
+        RecipeError: there is none, or it is broken.
+        OptionError: options that mean nothing without one, or epochs that are none.
+    """
+    from edgeferry_converter.errors import OptionError
+    from edgeferry_converter.recipe import load_recipe
+
+    if not arguments.recipe:
+        idle = [name for name in ("train_data", "epochs") if getattr(arguments, name) is not None]
+        if idle:
+            option = idle[0].replace("_", "-")
+            raise OptionError(f"--{option} means nothing without --recipe", "`edgeferry recipes` lists them.")
+        return None
+    recipe = load_recipe(arguments.recipe)
+    if arguments.epochs is None:
+        return recipe
+    if arguments.epochs < 1:
+        raise OptionError(f"--epochs is {arguments.epochs}, must be 1 or more", "Say how often data is seen.")
+    return recipe.with_epochs(arguments.epochs)
+
+
+def max_drop_of(arguments: argparse.Namespace, recipe: Recipe | None) -> float:
+    """The command line's, else the recipe's, else the default."""
+    from edgeferry_converter.gate import DEFAULT_MAX_DROP
+
+    said = (arguments.max_drop, recipe.max_drop if recipe else None)
+    return next((value for value in said if value is not None), DEFAULT_MAX_DROP)
 
 
 def parse_schemes(text: str | None) -> tuple[str, ...]:

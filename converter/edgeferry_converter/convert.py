@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from edgeferry_runtime.postprocessing import Postprocessing
 
 from edgeferry_converter import figures as figure
 from edgeferry_converter.compiling import compile_for, wants_edgetpu
+from edgeferry_converter.compressing import compressed, forget_training, training_folder
 from edgeferry_converter.data.dataset import takes_frames
 from edgeferry_converter.data.finding import Finding, raise_for
 from edgeferry_converter.data.labels import read_labels
@@ -20,7 +22,7 @@ from edgeferry_converter.data.open import open_dataset
 from edgeferry_converter.data.split import split
 from edgeferry_converter.described import described
 from edgeferry_converter.errors import GateError, OptionError
-from edgeferry_converter.evaluation import first_outputs
+from edgeferry_converter.evaluation import Evaluation, evaluate, first_outputs
 from edgeferry_converter.feeding import Feed, FrameFeed, TensorFeed
 from edgeferry_converter.goldens import Goldens, choose_goldens, golden_numbers, tells_a_dead_model, tolerances
 from edgeferry_converter.latency import Latency, measure_latency
@@ -35,6 +37,7 @@ from edgeferry_converter.profile import DeviceProfile, load_profile
 from edgeferry_converter.progress import Progress
 from edgeferry_converter.proving import FLOAT, Proof, prove
 from edgeferry_converter.quantization import LayerError, QuantizationScheme
+from edgeferry_converter.recipe import Recipe
 from edgeferry_converter.report import page_path, report_path, write_report
 from edgeferry_converter.requantization import REQUANTIZATION_SCHEMES
 from edgeferry_converter.request import ConversionRequest
@@ -86,9 +89,15 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
         post = _postprocessing(material, request)
         findings = lint_material(material, post)
         raise_for(findings, request.strict)
-        with Workshop(material, Path(scratch), progress) as workshop:
-            schemes = _schemes(request, profile, material.source, workshop)
-            proof = prove(request, material, post, workshop, progress, schemes)
+        compression: dict[str, Any] = {}
+        if request.recipe is not None and request.recipe.trains:
+            material, compression = compressed(
+                request, request.recipe, material, post, output, Path(scratch), progress
+            )
+        with Workshop(material, Path(scratch), progress) as workshop, ExitStack() as stack:
+            schemes = _schemes(request, profile, material.model, workshop)
+            others = _to_compare(material, schemes, Path(scratch), progress, stack)
+            proof = prove(request, material, post, workshop, progress, schemes, others)
             by_name = {variant.name: variant for variant in proof.variants}
             wanted = [by_name[name] for name in proof.verdicts]  # in the order that was asked for
             errors = workshop.errors(next((v.scheme for v in wanted if v.scheme.name == "int8"), FLOAT))
@@ -98,18 +107,48 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
             report = figure.report_figures(
                 request.profile, output, material, post, findings, proof, errors, latency
             )
+            report |= {"compression": compression} if compression else {}
+            if compression.get("overlap"):
+                report["warnings"].append(
+                    f"{compression['overlap']} of the {proof.evaluation.samples} samples that judge were trained"
+                    " on, so the figures flatter: give --eval-data of its own"
+                )
             if not proof.passed:
                 write_report(output, report, figure.pictures(material, proof))
                 raise _refusal(proof, errors, output)
             goldens = _goldens(material, workshop, wanted)
-            contents = _contents(output, profile, material, post, workshop, wanted, proof, goldens, report)
+            contents = _contents(
+                output, profile, material, post, workshop, wanted, proof, goldens, report, request.recipe
+            )
             version = pack(output, contents)
+    if compression and request.recipe is not None:
+        folder = training_folder(output, request.recipe, material.source, str(request.train_data))
+        forget_training(folder)
     report |= {"version": version, "bundle_bytes": output.stat().st_size}
     report["warnings"] += _dead_goldens(contents)
     if "hint" in report.get("edgetpu", {}):
         report["warnings"].append(report["edgetpu"]["hint"])
     write_report(output, report, figure.pictures(material, proof))
     return ConversionResult(output, report_path(output), version, report)
+
+
+def _to_compare(
+    material: Material, schemes: Sequence[QuantizationScheme], scratch: Path, progress: Progress, stack: ExitStack
+) -> list[VariantRunner]:
+    """Beside what a recipe made: int8 of the source, and, of QAT, int8 calibrated after the same training."""
+    int8 = next((scheme for scheme in schemes if scheme.name == "int8"), None)
+    if material.made is None or int8 is None:
+        return []
+    ways = {"int8 of the source": replace(material, made=None, qat=None)}
+    if material.control is not None:
+        ways["int8, trained as long"] = replace(material, made=material.control, qat=None)
+    runners = []
+    for number, (title, other) in enumerate(ways.items()):
+        folder = scratch / f"compared-{number}"
+        folder.mkdir()
+        workshop = stack.enter_context(Workshop(other, folder, progress))
+        runners.append(VariantRunner(replace(workshop.make(int8), title=title), material.feed))
+    return runners
 
 
 def lint_request(request: ConversionRequest) -> list[Finding]:
@@ -219,7 +258,7 @@ def _latency(material: Material, variants: Sequence[ConvertedVariant]) -> dict[s
 def _goldens(material: Material, workshop: Workshop, wanted: Sequence[ConvertedVariant]) -> Goldens:
     numbers = golden_numbers(material.division.evaluation, material.judging.label_key)
     samples = (material.judging.load(number) for number in numbers)
-    return choose_goldens(samples, material.feed, material.source, [workshop.runner(v) for v in wanted])
+    return choose_goldens(samples, material.feed, material.model, [workshop.runner(v) for v in wanted])
 
 
 def _contents(
@@ -232,10 +271,12 @@ def _contents(
     proof: Proof,
     goldens: Goldens,
     report: dict[str, Any],
+    recipe: Recipe | None,
 ) -> Contents:
     """What goes into the bundle; ``report`` learns where an Edge TPU would run the operations."""
     runners = [workshop.runner(variant) for variant in wanted]
-    evaluation, name, labels = proof.evaluation, bundle_name(output), material.dataset.labels
+    own = _against_itself(material, post, runners, proof)
+    name, labels = bundle_name(output), material.dataset.labels
     models = {}
     for runner in runners:
         data = runner.variant.path.read_bytes()
@@ -253,21 +294,37 @@ def _contents(
         models=models,
         compiled=compiled,
         tolerances={
-            r.variant.name: tolerances(evaluation.variants[r.variant.name], r, goldens, evaluation.spans)
-            for r in runners
+            r.variant.name: tolerances(own.variants[r.variant.name], r, goldens, own.spans) for r in runners
         },
         goldens=goldens,
-        provenance=_provenance(material, wanted, proof),
+        provenance=_provenance(material, wanted, proof, recipe),
     )
 
 
-def _provenance(material: Material, wanted: Sequence[ConvertedVariant], proof: Proof) -> dict[str, Any]:
+def _against_itself(
+    material: Material, post: Postprocessing, runners: list[VariantRunner], proof: Proof
+) -> Evaluation:
+    """Variants against the float model they were made of: what a recipe changed is no quantisation error."""
+    if material.made is None:
+        return proof.evaluation
+    return evaluate(
+        material.made, material.feed, runners, material.evaluation(), post, material.dataset.labels,
+        bool(material.judging.task_hint),
+    )  # fmt: skip
+
+
+def _provenance(
+    material: Material, wanted: Sequence[ConvertedVariant], proof: Proof, recipe: Recipe | None
+) -> dict[str, Any]:
     """Where the bundle comes from; no time, no path: the same inputs give the same bytes."""
     evaluation = proof.evaluation
     return {
         "source": figure.source_figures(material.source),
         "calibration": material.division.record(),
-        "recipe": {"schemes": [asdict(variant.scheme) for variant in wanted]},
+        "recipe": {
+            "schemes": [asdict(variant.scheme) for variant in wanted],
+            **({"compression": recipe.values()} if recipe is not None and material.made is not None else {}),
+        },
         "gate": {
             "metric": evaluation.reference.name if evaluation.reference else "agreement with the float model",
             "frames": evaluation.samples,

@@ -4,11 +4,15 @@
     └── ConverterError                 the conversion cannot go on
         ├── ProfileError               a device profile breaks the schema; exit code 2   (ValueError)
         │   └── ProfileNotFoundError   no profile of that name, no such file             (LookupError)
+        ├── RecipeError                a recipe is missing or breaks the schema; exit code 2  (ValueError)
         ├── OptionError                an option of convert cannot be used; exit code 2  (ValueError)
+        │   └── TargetError            a share that removing channels cannot reach
         ├── ModelError                 the model cannot be loaded, or not be converted   (ValueError)
         │   └── ModelNotFoundError     there is no such file; exit code 2                (FileNotFoundError)
         ├── DataError                  images or labels do not serve                     (ValueError)
         ├── ConversionError            TensorFlow's converter or its result failed       (RuntimeError)
+        ├── TrainingError              training diverged, or its checkpoint is of another run  (RuntimeError)
+        │   └── WeakTeacherError       the teacher is worse than its pupil on the training stream
         └── GateError                  a variant lost more than is allowed
 
 What a message says and why ``remedy`` travels separately is told in ``edgeferry_runtime.errors``.
@@ -21,6 +25,8 @@ from typing import TYPE_CHECKING
 from edgeferry_runtime.errors import EdgeferryError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgeferry_converter.schema import Problem
 
 __all__ = [
@@ -33,6 +39,8 @@ __all__ = [
     "OptionError",
     "ProfileError",
     "ProfileNotFoundError",
+    "RecipeError",
+    "TrainingError",
 ]
 
 
@@ -42,6 +50,22 @@ class ConverterError(EdgeferryError):
 
 class ProfileError(ConverterError, ValueError):
     """A device profile cannot be used.
+
+    Args:
+        message: which file, and how many things are wrong with it; the problems are added line by line.
+        remedy: the next step.
+        problems: every fault with its dotted path, so that one reading repairs them all.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, remedy: str | None = None, problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]), remedy)
+        self.problems = tuple(problems)
+
+
+class RecipeError(ConverterError, ValueError):
+    """A recipe cannot be used.
 
     Args:
         message: which file, and how many things are wrong with it; the problems are added line by line.
@@ -86,6 +110,14 @@ class DataError(ConverterError, ValueError):
 
 class ConversionError(ConverterError, RuntimeError):
     """TensorFlow's converter failed, or what it made cannot be used."""
+
+
+class TrainingError(ConverterError, RuntimeError):
+    """Training cannot begin or go on; ``checkpoint`` is the last good one, if there is any."""
+
+    def __init__(self, message: str, remedy: str | None = None, checkpoint: Path | None = None) -> None:
+        super().__init__(message, remedy)
+        self.checkpoint = checkpoint
 
 
 class GateError(ConverterError):

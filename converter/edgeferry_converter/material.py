@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from edgeferry_converter.data.dataset import Dataset, Sample
 from edgeferry_converter.data.split import Split
@@ -23,6 +24,9 @@ class Material:
         judging: what judges.
         division: which samples do what.
         feed: samples to inputs.
+        made: the model that a recipe made of the source; None without one.
+        control: trained as long as ``qat``, without rounding; None without QAT.
+        qat: the same with its roundings, whose int8 file needs no calibration; None without QAT.
     """
 
     source: SourceModel
@@ -30,6 +34,14 @@ class Material:
     judging: Dataset
     division: Split
     feed: Feed
+    made: SourceModel | None = None
+    qat: Any = None
+    control: SourceModel | None = None
+
+    @property
+    def model(self) -> SourceModel:
+        """What is converted; the source is what it is judged against."""
+        return self.made or self.source
 
     def calibration(self) -> Iterator[Sample]:
         """The samples to calibrate with, one at a time."""

@@ -41,6 +41,10 @@ class Progress:
             yield item
             self._bar.advance(self._task)
 
+    def at(self, done: int, total: int, description: str) -> None:
+        """Say how far something is that counts by itself."""
+        self._bar.update(self._task, completed=done, total=total, description=description)
+
     def __enter__(self) -> Progress:
         self._bar.start()
         return self

@@ -14,7 +14,7 @@ from edgeferry_converter.material import Material
 from edgeferry_converter.progress import Progress
 from edgeferry_converter.quantization import QuantizationScheme
 from edgeferry_converter.request import ConversionRequest
-from edgeferry_converter.variants import ConvertedVariant
+from edgeferry_converter.variants import ConvertedVariant, VariantRunner
 from edgeferry_converter.workshop import Workshop
 
 __all__ = ["FLOAT", "Proof", "prove"]
@@ -49,8 +49,12 @@ def prove(
     workshop: Workshop,
     progress: Progress,
     schemes: Sequence[QuantizationScheme],
+    others: Sequence[VariantRunner] = (),
 ) -> Proof:
     """Judge the variants of some schemes, beside a float32 one.
+
+    Args:
+        others: judged only to be compared with.
 
     Raises:
         ConversionError: a variant cannot be made, or answers NaN.
@@ -61,7 +65,7 @@ def prove(
         ready = material.source.tflite_path is not None and list(schemes) == [workshop.ready_scheme()]
         base = [] if ready else [workshop.make(FLOAT)]
         made = base + [v for v in map(workshop.make, schemes) if v not in base]
-        runners = [workshop.runner(variant) for variant in made]
+        runners = [*(workshop.runner(variant) for variant in made), *others]
         samples = progress.track(material.evaluation(), len(material.division.evaluation), "judging")
         labelled = bool(material.judging.task_hint)
         evaluation = evaluate(
@@ -70,7 +74,7 @@ def prove(
         by_name = {variant.name: variant for variant in made}
         names = [scheme.label for scheme in schemes if scheme.label in by_name]
         verdicts = {name: judge(name, evaluation, request.max_drop, request.seed) for name in names}
-        return Proof(made, evaluation, verdicts)
+        return Proof([*made, *(runner.variant for runner in others)], evaluation, verdicts)
 
     proof = attempt(schemes)
     if request.auto_keep_float and not proof.passed:

@@ -56,20 +56,39 @@ def picture_bytes(pixels: np.ndarray) -> bytes:
 def to_text(report: dict[str, Any]) -> str:
     """The table a person reads after a conversion."""
     evaluation, data = report["evaluation"], report["data"]
+    width = max(12, *(len(name) + 1 for name in evaluation["variants"]))
+    zipped = "compression" in report
     lines = [
         f"{report['bundle']}  ({report['bundle_bytes'] / 1024:.0f} KiB, version {report['version'][:12]})",
         f"judged on {evaluation['frames']} held-out samples; {data['calibration_images']} others calibrated",
-        f"{'':<12}{evaluation['metric']:>18}{'agreement':>11}{'bytes':>12}{'latency':>10}",
-        f"{'float model':<12}{_percent(evaluation['reference']):>18}{'':>11}{report['source']['bytes']:>12,}",
+        f"{'':<{width}}{evaluation['metric']:>18}{'agreement':>11}{'bytes':>12}{'latency':>10}"
+        + (f"{'zipped':>12}" if zipped else ""),
+        f"{'float model':<{width}}{_percent(evaluation['reference']):>18}{'':>11}{report['source']['bytes']:>12,}",
     ]
     for name, v in evaluation["variants"].items():
         figures = f"{_percent(v['metric']):>18}{v['agreement']:>11.1%}{v['bytes']:>12,}"
-        lines.append(f"{name:<12}{figures}{'x' + format(v['latency']['ratio'], '.2f'):>10}")
+        figures += f"{'x' + format(v['latency']['ratio'], '.2f'):>10}"
+        lines.append(f"{name:<{width}}{figures}" + (f"{v['compressed_bytes']:>12,}" if zipped else ""))
     base = report["latency_reference"]
     lines.append(f"latency: median invoke on this machine, 1 thread, against {base}; a board will differ")
+    lines += _made_smaller(report["compression"]) if zipped else []
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     lines.append(f"report: {report['page']}")
     return "\n".join(lines)
+
+
+def _made_smaller(found: dict[str, Any]) -> list[str]:
+    """What a recipe did, in a line or two."""
+    parts = [f"recipe {found['recipe']['name']}"]
+    for name, shown in (("macs", "MACs"), ("parameters", "parameters")):
+        if found.get(name):
+            before, after = found[name]
+            parts.append(f"{after / before:.1%} of the {shown}")
+    prune = found.get("prune", {})
+    lines = [", ".join(parts)]
+    if prune.get("untouched"):
+        lines.append(f"layers that stay whole: {', '.join(prune['untouched'])}")
+    return lines + ([prune["note"]] if prune.get("note") else [])
 
 
 def _percent(value: float | None) -> str:

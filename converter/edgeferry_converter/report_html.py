@@ -47,6 +47,7 @@ def html_page(figures: dict[str, Any], pictures: Sequence[tuple[str, str]]) -> s
     sections = [
         _verdicts(figures),
         _variants(figures),
+        _compression(figures),
         _findings(figures),
         _preprocessing(figures),
         _histogram(figures),
@@ -120,6 +121,40 @@ def _variants(figures: dict[str, Any]) -> str:
     head += ["p50 / p90 ms", "time"]
     note = "Times are this machine's, one thread, interleaved; ratios are against the float32 .tflite."
     return f"<h2>Variants</h2>{table(head, rows)}<p>{note}</p>"
+
+
+def _compression(figures: dict[str, Any]) -> str:
+    """What a recipe did: its values, what went, and how training went."""
+    found = figures.get("compression")
+    if not found:
+        return ""
+    recipe = found["recipe"]
+    rows = [["recipe", f"{escape(recipe['name'])}: {escape(recipe['description'])}"]]
+    rows.append(["trained on", escape(found["train_data"])])
+    for name in ("macs", "parameters"):
+        if found.get(name):
+            before, after = found[name]
+            rows.append([name, f"{before:,} to {after:,} ({after / before:.1%})"])
+    prune = found.get("prune", {})
+    channels = [f"{name} {now} of {before}" for name, (now, before) in prune.get("channels", {}).items()]
+    notes = {
+        "channels": ", ".join(channels),
+        "stays whole": "; ".join(f"{name}: {why}" for name, why in prune.get("untouched", {}).items()),
+        "zeros": ", ".join(f"{path} {share:.0%}" for path, share in prune.get("zeros", {}).items()),
+        "not pruned": "; ".join(f"{name}: {why}" for name, why in prune.get("skipped", {}).items()),
+        "note": prune.get("note", ""),
+        "in float": "; ".join(f"{name}: {why}" for name, why in found.get("qat", {}).get("in_float", {}).items()),
+    }
+    rows += [[name, escape(text)] for name, text in notes.items() if text]
+    for training in found["training"]:
+        last = training["epochs"][-1] if training["epochs"] else {}
+        figures_text = ", ".join(f"{name} {value:g}" for name, value in last.items())
+        resumed = f"; resumed after {training['resumed_at']} epochs" if training["resumed_at"] else ""
+        text = f"{len(training['epochs'])} epochs, at last {figures_text}{resumed}"
+        if "teacher" in training:
+            text += f"; teacher right on {training['teacher']['teacher']:.1%} of the training images"
+        rows.append([escape(training["name"]), escape(text)])
+    return f"<h2>Made smaller</h2>{table(('', ''), rows, 'words')}"
 
 
 def _findings(figures: dict[str, Any]) -> str:

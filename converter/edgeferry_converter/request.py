@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeferry_converter.gate import DEFAULT_MAX_DROP
 from edgeferry_converter.loading.source import LoadOptions
+from edgeferry_converter.recipe import Recipe
 
 __all__ = ["ConversionRequest"]
 
@@ -21,6 +22,8 @@ class ConversionRequest:
         auto_keep_float: keep as few layers float as the gate needs.
         max_drop: of the task's metric; 0 turns the gate off.
         strict: warnings of the linter fail the conversion.
+        recipe: what makes the model smaller before it is quantised; None quantises it as it is.
+        train_data: what the recipe trains on.
     """
 
     model: Path
@@ -37,4 +40,6 @@ class ConversionRequest:
     strict: bool = False
     output: Path | None = None
     seed: int = 0
+    recipe: Recipe | None = None
+    train_data: str | None = None
     load: LoadOptions = field(default_factory=LoadOptions)

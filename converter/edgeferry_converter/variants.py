@@ -26,16 +26,18 @@ class ConvertedVariant:
         scheme: what it was made with.
         path: where it lies.
         size: bytes.
+        title: names one that is made only to compare; else it has its scheme's name.
     """
 
     scheme: QuantizationScheme
     path: Path
     size: int
+    title: str = ""
 
     @property
     def name(self) -> str:
-        """The variant's name in the bundle."""
-        return self.scheme.label
+        """The variant's name in the bundle and in the report."""
+        return self.title or self.scheme.label
 
 
 class VariantRunner:

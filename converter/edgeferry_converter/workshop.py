@@ -67,7 +67,7 @@ class Workshop:
 
     def errors(self, scheme: QuantizationScheme) -> list[LayerError]:
         """The error of each layer of an int8 model, worst first; empty for other schemes and for ready files."""
-        if scheme.name != "int8" or self._material.source.tflite_path is not None:
+        if scheme.name != "int8" or self._material.model.tflite_path is not None:
             return []
         self._progress.step("looking for the layers that lose")
         runner = self.runner(self.make(QuantizationScheme("float32")))
@@ -95,23 +95,27 @@ class Workshop:
 
     def ready_scheme(self) -> QuantizationScheme:
         """The scheme of a .tflite that is packed as it is, told from the file."""
-        source = self._material.source
+        source = self._material.model
         assert source.tflite_path is not None  # noqa: S101 - callers looked
         model = read_model(source.tflite_path.read_bytes())
         dense = "per-channel" if per_channel_dense(model) else "per-tensor"
         return QuantizationScheme(source.quantization, model.inputs[0].dtype, model.outputs[0].dtype, dense)
 
     def _convert(self, scheme: QuantizationScheme) -> bytes:
-        source = self._material.source
+        source = self._material.model
         if source.tflite_path is not None:
             data = source.tflite_path.read_bytes()
             return data if scheme.name == source.quantization else requantize(data, scheme, self._calibration())
+        if self._material.qat is not None and scheme.name == "int8" and not scheme.keep_float:
+            from edgeferry_converter.compression.qat_export import export_int8
+
+            return export_int8(self._material.qat, scheme=scheme, options=source.options)
         folder, signature = self._saved_model()
         return quantize(folder, signature, scheme, self._calibration)
 
     def _saved_model(self) -> tuple[Path, str]:
         if self._saved is None:
-            self._saved = self._stack.enter_context(self._material.source.saved_model())
+            self._saved = self._stack.enter_context(self._material.model.saved_model())
         return self._saved
 
     def _representative(self) -> Iterator[Mapping[str, np.ndarray]]:

@@ -384,4 +384,5 @@ ELSEWHERE = {
     "inspect": ("edgeferry-converter", "show what a model file or a bundle holds"),
     "lint": ("edgeferry-converter", "look for faults in calibration data"),
     "profiles": ("edgeferry-converter", "list the boards a model can be converted for"),
+    "recipes": ("edgeferry-converter", "list ways to make a model smaller before it is quantised"),
 }

@@ -23,7 +23,7 @@ from edgeferry_converter.data.dataset import FRAME, Dataset, Sample, Shape, Task
 from edgeferry_converter.data.tensors import as_frame, as_label, as_tensor, is_frame
 from edgeferry_converter.errors import DataError, OptionError
 
-__all__ = ["CAP", "GeneratorDataset", "is_generator"]
+__all__ = ["CAP", "GeneratorDataset", "failed", "function_of", "is_generator", "working_folder_importable"]
 
 CAP = 5000  # samples taken; a generator may well be endless
 _SPEC = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
@@ -77,8 +77,8 @@ class GeneratorDataset(Dataset):
         self._file = self._folder / "samples.npy"
         self.task_hint: TaskHint = ""
         self._entries: list[_Entry] = []
-        with _working_folder_importable(), self._file.open("wb") as file:
-            items = _iterate(spec, _function(spec))
+        with working_folder_importable(), self._file.open("wb") as file:
+            items = _iterate(spec, function_of(spec))
             for i, item in enumerate(islice(items, cap)):
                 self._entries.append(self._write(file, i, item))
             self._note_the_rest(items, cap)
@@ -172,20 +172,26 @@ def is_generator(spec: str) -> bool:
     return _SPEC.fullmatch(spec) is not None
 
 
-def _function(spec: str) -> Any:
+def function_of(spec: str) -> Any:
+    """What ``module:function`` names.
+
+    Raises:
+        OptionError: there is no such module or function.
+        DataError: the module raises.
+    """
     module_name, function_name = spec.split(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise _failed(spec, "cannot be imported", error) from None
+            raise failed(spec, "cannot be imported", error) from None
         here = [p.stem for p in Path.cwd().glob("*.py")]
         raise OptionError(
             f"{spec}: there is no module {error.name!r}{_near(error.name, here)}",
             "Run it in the folder that holds the module, or install it.",
         ) from None
     except (Exception, SystemExit) as error:
-        raise _failed(spec, "cannot be imported", error) from None
+        raise failed(spec, "cannot be imported", error) from None
     function = getattr(module, function_name, None)
     if function is None:
         public = [name for name in vars(module) if not name.startswith("_")]
@@ -207,10 +213,11 @@ def _iterate(spec: str, function: Any) -> Iterator[Any]:
     except DataError:
         raise
     except (Exception, SystemExit) as error:
-        raise _failed(spec, "failed", error) from None
+        raise failed(spec, "failed", error) from None
 
 
-def _failed(spec: str, what: str, error: BaseException) -> DataError:
+def failed(spec: str, what: str, error: BaseException) -> DataError:
+    """An error of the user's own code, with its place."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return DataError(f"{spec}: {what}{place}: {type(error).__name__}: {error}", "Repair the function.")
@@ -248,7 +255,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 @contextmanager
-def _working_folder_importable() -> Iterator[None]:
+def working_folder_importable() -> Iterator[None]:
     """The working folder first on the module path, as ``python -m`` has it."""
     here = str(Path.cwd())
     sys.path.insert(0, here)

@@ -132,6 +132,11 @@ class SourceModel(ABC):
         self.last_activation: dict[str, str] = {tensor.name: "" for tensor in self.outputs}
         self._options = options
 
+    @property
+    def options(self) -> LoadOptions:
+        """What was said about the file, and the shapes that were fixed since."""
+        return self._options
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every input's shape with all dimensions fixed, batch 1.
 

@@ -1,0 +1,1 @@
+"""Making models smaller by training them further: pruning, quantisation-aware training, distillation."""
