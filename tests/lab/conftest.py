@@ -15,7 +15,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are no package
 
-from lab_board import Board, boards, need_root_and_tools, register_with_credentials, unregister_with_credentials
+from lab_board import (
+    Board,
+    boards,
+    need_a_container,
+    need_root_and_tools,
+    register_with_credentials,
+    unregister_with_credentials,
+)
 from lab_rootfs import cache_folder
 
 
@@ -76,6 +83,8 @@ def workstation(tmp_path_factory) -> Workstation:
 def make_board(emulation, tmp_path_factory) -> Iterator[Callable[[str], Board]]:
     """Boards of a suite, fresh from their installer and switched on; gone when the module ends."""
     made: list[Board] = []
+
+    need_a_container()
 
     def make(suite: str) -> Board:
         made.append(Board(suite, tmp_path_factory.mktemp(suite)))
