@@ -98,11 +98,15 @@ def activate(
         CommandError: the board could not; nothing changed.
     """
     root = survey.root
-    set_up(transport, survey, service)
-    before = ask(transport, root)
     config = service.new_config(survey)
-    if config is not None:
-        transport.upload([config], f"{root}/shared/run.json.new")
+    try:
+        set_up(transport, survey, service)
+        before = ask(transport, root)
+        if config is not None:
+            transport.upload([config], f"{root}/shared/run.json.new")
+    except DeployError as error:
+        discard(transport, root, change, error, lease)
+        raise
     trial = f"{int(change.created)} {DEADLINE_SECONDS} {int(config is not None)}"
     record = change.record.to_json() if change.record else ""
     try:
@@ -130,6 +134,16 @@ def activate(
     prove(transport, root, change, health, lease)
     console.step(str(health))
     return health
+
+
+def discard(transport: Transport, root: str, change: Change, error: DeployError, lease: Lease) -> None:
+    """Remove a new release that never came to its trial, and say so in the audit log."""
+    if not change.created:
+        return
+    result = f"refused: {error.message[:300]}"
+    line = audit_line(change.action, change.release, change.before, result, change.reason)
+    with suppress(DeployError):  # what failed first is what the user has to hear
+        checked(transport, commands.discard(root, change.release, line, lease.token))
 
 
 def hear(tell: Callable[[str], None]) -> Callable[[Health], None]:

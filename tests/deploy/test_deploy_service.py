@@ -408,3 +408,5 @@ def test_a_manager_that_cannot_be_had_is_refused_before_the_switch(board, bundle
     with pytest.raises(CommandError, match="needs systemd"):
         push(bundles[0], board.transport, config=CONFIG.to_json().encode(), manager="system", any_arch=True)
     assert not (board.root / "current").exists()
+    assert board.device.releases() == []
+    assert board.events()[0][1].startswith("refused: ")
