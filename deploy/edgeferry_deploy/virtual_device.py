@@ -125,7 +125,7 @@ class Children:
 
     async def serve(self, process: Any) -> None:
         """Run one command, or a shell, to its end, as sshd does."""
-        terminal = await Terminal.open(process) if process.term_type else None
+        terminal = await Terminal.open(process) if process.term_type is not None else None
         stdio = terminal.device if terminal else asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             "/bin/sh",
@@ -134,7 +134,7 @@ class Children:
             stdout=stdio,
             stderr=stdio,
             cwd=self._home,
-            env=self._environment | ({"TERM": process.term_type} if terminal else {}),
+            env=self._environment | ({"TERM": process.term_type or "dumb"} if terminal else {}),
             start_new_session=True,
             preexec_fn=terminal.take if terminal else None,
         )

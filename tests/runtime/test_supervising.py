@@ -148,7 +148,7 @@ def test_a_service_that_runs_and_is_stopped(run_supervisor, folder):
     ],
 )
 def test_what_ends_is_started_again_and_later_each_time(run_supervisor, folder, script, text):
-    run_supervisor(f"print('here')\n{script}")
+    run_supervisor(f"print('here', flush=True)\n{script}")
     state = until(folder, restarts=3)
     assert state["exit"] == text
     log = (folder / "service.log").read_text()

@@ -298,5 +298,7 @@ def test_nothing_is_left_behind(load, keras2, builders, tmp_path, monkeypatch):
     refused(ModelError, "TFOpLambda", load, keras2 / "operations.h5")
     with load(keras2 / "saved_model").saved_model() as (folder, _):
         assert folder.is_dir()
-    # TensorFlow keeps the sources it generates until the process ends, and then removes them itself.
-    assert [p.name for p in scratch.iterdir() if not p.name.startswith("__autograph_generated")] == []
+    # TensorFlow keeps the sources it generates until the process ends, and then removes them itself; Python may
+    # compile them beside it.
+    left = [p.name for p in scratch.iterdir() if not p.name.startswith("__autograph_generated")]
+    assert set(left) <= {"__pycache__"}
