@@ -2,9 +2,10 @@
 
     EdgeferryError                     a known failure; exit code 1
     └── ConverterError                 the conversion cannot go on
-        ├── ProfileError               a device profile breaks the schema; exit code 2   (ValueError)
-        │   └── ProfileNotFoundError   no profile of that name, no such file             (LookupError)
-        ├── RecipeError                a recipe is missing or breaks the schema; exit code 2  (ValueError)
+        ├── SchemaError                a file of ours breaks its schema; exit code 2      (ValueError)
+        │   ├── ProfileError           a device profile does
+        │   │   └── ProfileNotFoundError   no profile of that name, no such file         (LookupError)
+        │   └── RecipeError            a recipe is missing, or does
         ├── OptionError                an option of convert cannot be used; exit code 2  (ValueError)
         │   └── TargetError            a share that removing channels cannot reach
         ├── ModelError                 the model cannot be loaded, or not be converted   (ValueError)
@@ -40,6 +41,7 @@ __all__ = [
     "ProfileError",
     "ProfileNotFoundError",
     "RecipeError",
+    "SchemaError",
     "TrainingError",
 ]
 
@@ -48,8 +50,8 @@ class ConverterError(EdgeferryError):
     """The conversion cannot go on."""
 
 
-class ProfileError(ConverterError, ValueError):
-    """A device profile cannot be used.
+class SchemaError(ConverterError, ValueError):
+    """A file of ours breaks its schema.
 
     Args:
         message: which file, and how many things are wrong with it; the problems are added line by line.
@@ -64,20 +66,12 @@ class ProfileError(ConverterError, ValueError):
         self.problems = tuple(problems)
 
 
-class RecipeError(ConverterError, ValueError):
-    """A recipe cannot be used.
+class ProfileError(SchemaError):
+    """A device profile cannot be used."""
 
-    Args:
-        message: which file, and how many things are wrong with it; the problems are added line by line.
-        remedy: the next step.
-        problems: every fault with its dotted path, so that one reading repairs them all.
-    """
 
-    exit_code = 2
-
-    def __init__(self, message: str, remedy: str | None = None, problems: tuple[Problem, ...] = ()) -> None:
-        super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]), remedy)
-        self.problems = tuple(problems)
+class RecipeError(SchemaError):
+    """A recipe cannot be used."""
 
 
 class ProfileNotFoundError(ProfileError, LookupError):
