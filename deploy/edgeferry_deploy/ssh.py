@@ -246,10 +246,15 @@ class Watchdog(threading.Thread):
             if time.monotonic() >= self._deadline:
                 self.late = True
                 # Closing sends a message, which itself waits when the link is dead.
-                threading.Thread(target=self._channel.close, daemon=True).start()
+                threading.Thread(target=self._close, daemon=True).start()
                 if not self._done.wait(5):
                     self._cut()
                 return
+
+    def _close(self) -> None:
+        # The other end may hang up between the deadline and the message.
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._channel.close()
 
     def _cut(self) -> None:
         with contextlib.suppress(OSError):

@@ -40,7 +40,7 @@ from edgeferry_deploy.errors import (
 from edgeferry_deploy.hostkeys import HostKey, KnownHosts, host_pattern, own_file, parse_known_hosts, store
 from edgeferry_deploy.push import push
 from edgeferry_deploy.release import Blob
-from edgeferry_deploy.ssh import fetch_host_key
+from edgeferry_deploy.ssh import Watchdog, fetch_host_key
 from edgeferry_deploy.target import SshTarget, parse_target
 from edgeferry_deploy.transfer import plan_uploads, send_blobs
 
@@ -462,6 +462,22 @@ def test_device_that_dies_during_a_command_is_a_lost_link(start_device):
         threading.Timer(0.5, os.kill, [device.pid, signal.SIGKILL]).start()
         with pytest.raises(LinkLostError):
             transport.run(["sleep", "20"], timeout=15)
+
+
+def test_link_that_ends_while_a_late_command_is_closed_says_nothing_more():
+    """The other end may hang up first; what closing then raises has no one to tell (a thread's traceback fails)."""
+    asked = threading.Event()
+
+    class Channel:
+        def close(self):
+            asked.set()
+            raise EOFError
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Watchdog(Channel(), ours, 0.01) as watchdog:
+        assert asked.wait(10)
+    watchdog.join(10)
+    assert watchdog.late
 
 
 def test_virtual_device_takes_its_children_with_it(start_device, tmp_path):
