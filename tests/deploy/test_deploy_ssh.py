@@ -465,7 +465,7 @@ def test_device_that_dies_during_a_command_is_a_lost_link(start_device):
 
 
 def test_link_that_ends_while_a_late_command_is_closed_says_nothing_more():
-    """The other end may hang up first; what closing then raises has no one to tell (a thread's traceback fails)."""
+    """The other end may hang up first; what closing then raises has no one to tell (a traceback would fail)."""
     asked = threading.Event()
 
     class Channel:
