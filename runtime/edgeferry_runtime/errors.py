@@ -9,7 +9,8 @@
     │   └── IntegrityError         size or SHA-256 differs from the manifest
     ├── FrameError                 pixels are not a frame the contract knows     (ValueError)
     ├── BackendError               no interpreter, or it refuses the model       (RuntimeError)
-    │   └── BackendMissingError    no interpreter is installed                   (ImportError)
+    │   ├── BackendMissingError    no interpreter is installed                   (ImportError)
+    │   └── ModelAwayError         it failed and is being brought back
     ├── GoldenError                golden outputs are outside their tolerance
     ├── SourceError                frames cannot be read                         (OSError)
     ├── SinkError                  results cannot be written                     (OSError)
@@ -33,6 +34,7 @@ __all__ = [
     "IntegrityError",
     "ManifestError",
     "MemberError",
+    "ModelAwayError",
     "SchemaError",
     "SinkError",
     "SourceError",
@@ -102,6 +104,10 @@ class BackendError(EdgeferryError, RuntimeError):
 
 class BackendMissingError(BackendError, ImportError):
     """Neither ai-edge-litert nor tflite-runtime can be imported."""
+
+
+class ModelAwayError(BackendError):
+    """No model can run a frame just now, and one is being brought back: the frame is lost, the loop goes on."""
 
 
 class GoldenError(EdgeferryError):

@@ -98,6 +98,14 @@ class Fields:
             self.problem(key, "is {}, must be greater than {}".format(value, above))
         return value
 
+    def share(self, key: str, default: float = _MISSING) -> float:
+        """A number from 0 to 1."""
+        return self.number(key, default, minimum=0, maximum=1)
+
+    def optional(self, key: str, read: Callable[[str], T]) -> T | None:
+        """What ``read`` makes of the key; None where the key is absent or null."""
+        return None if self._is_null(key) else read(key)
+
     def boolean(self, key: str, default: bool = _MISSING) -> bool:
         value: bool = self._get(key, bool, default, False)
         return value

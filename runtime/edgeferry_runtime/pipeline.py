@@ -8,56 +8,37 @@ is, so that it is as young as it can be.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Iterator, NamedTuple, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from edgeferry_runtime.backend import available_cores
-from edgeferry_runtime.errors import BackendError, EdgeferryError, FrameError
+from edgeferry_runtime.errors import BackendError, FrameError, ModelAwayError
 from edgeferry_runtime.mailbox import Mailbox
 from edgeferry_runtime.model import Model, Placed
+from edgeferry_runtime.observer import Observer
 from edgeferry_runtime.outlet import Outlet
-from edgeferry_runtime.preprocessor import Picture, Preprocessor
+from edgeferry_runtime.preparing import POLL_S, Preparation, Prepared, smoothed
 from edgeferry_runtime.results import STAGES, Result
+from edgeferry_runtime.roster import Roster
 from edgeferry_runtime.sinks import open_sink
 from edgeferry_runtime.sinks.base import Sink
 from edgeferry_runtime.sources import open_source
-from edgeferry_runtime.sources.base import WAITING, Frame, FrameSource
+from edgeferry_runtime.sources.base import Frame, FrameSource
 from edgeferry_runtime.summary import Summary, Tally
 
 if TYPE_CHECKING:
-    from edgeferry_runtime.motion import MotionGate
     from edgeferry_runtime.service import Heartbeat
-    from edgeferry_runtime.standby import Standby
 
 __all__ = ["Pipeline"]
 
-_LOG = logging.getLogger("edgeferry")
 _MODEL_OPTIONS = ("variant", "backend", "threads", "delegate", "threshold", "top_k")
-_POLL_S = 0.25  # how soon a stop is noticed by a thread that waits
 _TRIAL_FRAMES = 8  # after which it is known whether reading beside the interpreter pays
 _WORTH = 0.05  # of a frame's time, and ...
 _WORTH_US = 150.0  # ... what must run side by side for the handing over between threads to pay
-
-
-class _Prepared(NamedTuple):
-    """A frame on its way to the interpreter.  Times are ``time.monotonic_ns()``."""
-
-    frame: Frame
-    model: Model
-    tensor: np.ndarray | None  # the interpreter's own memory, or a copy that has to go there
-    picture: Picture | None  # where there is no tensor yet
-    placed: Placed
-    began_ns: int
-    read_ns: int
-    decoded_ns: int
-    ready_ns: int
 
 
 class Pipeline:
@@ -74,13 +55,13 @@ class Pipeline:
         max_age_ms: frames older than this when the interpreter is ready for them are skipped.
         motion: frames that differ from the last one that was run in a smaller share of their pixels than this
             are skipped, 0 to 1; None runs all.
-        standby: what to run when an accelerator fails.
+        roster: which model runs a frame, and what runs instead of one that fails; None runs ``model`` alone.
         heartbeat: told of every result, so that a watchdog knows that results flow.
+        observers: told of every result, in this loop's thread.
 
     Attributes:
         tally: what was counted so far.
-        model: what runs; changes when an accelerator fails or comes back.
-        trouble: the last thing that went wrong and was survived, "" when nothing did.
+        model: what ran last; changes when an accelerator fails or comes back, and with a new version.
 
     Raises:
         FrameError: the model takes tensors, not frames.
@@ -96,8 +77,9 @@ class Pipeline:
         fps: float | None = None,
         max_age_ms: float | None = None,
         motion: float | None = None,
-        standby: Standby | None = None,
+        roster: Roster | None = None,
         heartbeat: Heartbeat | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         if model.preprocessor is None:
             raise FrameError(
@@ -106,32 +88,23 @@ class Pipeline:
             )
         self.model = model
         self.tally = Tally()
-        self.trouble = ""
         self._source = source
         self._sinks = sinks
         self._limit = frames
-        self._late = False  # whether the interpreter's thread preprocesses, because the other has more to do
+        self._roster = roster or Roster()
+        self._preparation = Preparation(
+            source, model, self._roster, self.tally, fps, max_age_ms, motion, heartbeat
+        )
         self._pipelined = pipelined if available_cores() > 1 or pipelined else False
         self._shape = "sequential"
-        self._preprocessor = model.preprocessor
-        self._period_ns = int(1e9 / fps) if fps else 0
-        self._due_ns = 0
-        self._max_age_ns = int(max_age_ms * 1e6) if max_age_ms else 0
-        self._gate: MotionGate | None = None
-        if motion is not None:
-            from edgeferry_runtime.motion import MotionGate
-
-            self._gate = MotionGate(motion)
-        self._standby = standby
         self._heartbeat = heartbeat
+        self._observers = observers
         self._outlets: list[Outlet] = []
         self._owned = ExitStack()
-        self._stopping = False
         self._error: BaseException | None = None
-        self._refused: EdgeferryError | None = None
-        # What the interpreter and the preparation of a frame take, smoothed: when to take the next frame.
-        self._cycle_ns = self._preparation_ns = 0
-        self._idle_at_ns = 0
+        self._failed: Model | None = None  # frames that were prepared for it go to the one that took its place
+        # What the interpreter takes, smoothed: when to take the next frame.
+        self._cycle_ns = self._idle_at_ns = 0
 
     @classmethod
     def open(
@@ -161,6 +134,11 @@ class Pipeline:
             pipeline._owned = stack.pop_all()
         return pipeline
 
+    @property
+    def trouble(self) -> str:
+        """The last thing that went wrong and was survived, "" when nothing did."""
+        return self.tally.trouble
+
     def close(self) -> None:
         """Close what :meth:`open` was given or opened."""
         self._owned.close()
@@ -175,7 +153,11 @@ class Pipeline:
 
     def stop(self) -> None:
         """End after the frame that is under way; may be called from a signal handler or another thread."""
-        self._stopping = True
+        self._preparation.stopping = True
+
+    def set_fps(self, fps: float | None) -> None:
+        """Take at most so many frames a second from now on, None for all; may be called from another thread."""
+        self._preparation.set_fps(fps)
 
     def run(self) -> Summary:
         """Run to the end.
@@ -196,7 +178,8 @@ class Pipeline:
         """
         if self._source.live:  # a file's first result comes sooner without
             self.model.warm_up(1)
-        self.tally = tally = Tally()
+        tally = self.tally
+        tally.begin()
         live = self._source.live
         self._outlets = [Outlet(sink, live) for sink in self._sinks]
         try:
@@ -211,8 +194,8 @@ class Pipeline:
         for outlet in self._outlets:
             if outlet.error is not None and not live:
                 raise outlet.error
-        if self._refused is not None and not tally.frames:
-            raise self._refused
+        if tally.refused is not None and not tally.frames:
+            raise tally.refused
 
     def summary(self) -> Summary:
         """What was counted so far."""
@@ -224,7 +207,7 @@ class Pipeline:
             delegate=model.delegate,
             threads=model.interpreter.threads,
             shape=self._shape,
-            preprocessing=self._preprocessor.path,
+            preprocessing=self._preparation.preprocessor.path,
             frames=tally.frames,
             seconds=(tally.ended_ns - tally.started_ns) / 1e9,
             losses=self._losses(),
@@ -250,7 +233,7 @@ class Pipeline:
             "age_us": tally.age.to_json(),
             "source": {"outage": source.outage, "reopened": source.reopened},
             "sinks": self._sink_counts(),
-            "trouble": self.trouble,
+            "trouble": tally.trouble,
         }
 
     def _sink_counts(self) -> dict[str, dict[str, Any]]:
@@ -271,10 +254,9 @@ class Pipeline:
     def _in_turn(self, trial: int | None) -> Iterator[tuple[Frame, Result]]:
         """All frames, or as many as show that two threads are better."""
         while self._going():
-            model = self.model
-            prepared = self._prepare(model, model.preprocessor, model.frame_input)
+            prepared = self._preparation.next()
             if prepared is None:
-                self._stopping = True
+                self.stop()
                 return
             outcome = self._finish(prepared)
             if outcome is not None:
@@ -292,19 +274,20 @@ class Pipeline:
             preparing += middle["capture"]
         elif middle["capture"] > preparing:
             return False  # the loop waits for frames as it is; two threads would only make them older
-        self._late = preparing - middle["preprocess"] > running
+        self._preparation.late = preparing - middle["preprocess"] > running
         return min(preparing, running) > max(_WORTH_US, _WORTH * (preparing + running))
 
     # Side by side: a thread prepares, this one runs the interpreter.
 
     def _side_by_side(self) -> Iterator[tuple[Frame, Result]]:
         self._shape = "pipelined"
-        ready: Mailbox[_Prepared] = Mailbox(1)
+        self._preparation.ahead = True
+        ready: Mailbox[Prepared] = Mailbox(1)
         thread = threading.Thread(target=self._prepare_ahead, args=(ready,), name="edgeferry-prepare", daemon=True)
         thread.start()
         try:
             while self._going():
-                prepared = ready.get(_POLL_S)
+                prepared = ready.get(POLL_S)
                 if prepared is None:
                     if ready.closed and not len(ready):
                         break
@@ -313,22 +296,19 @@ class Pipeline:
                 if outcome is not None:
                     yield outcome
         finally:
-            self._stopping = True
+            self.stop()
             ready.close()
             # A source that blocks (a pipe nobody writes to) is left to end with the process.
-            thread.join(4 * _POLL_S)
+            thread.join(4 * POLL_S)
         if self._error is not None:
             raise self._error
 
-    def _prepare_ahead(self, ready: Mailbox[_Prepared]) -> None:
+    def _prepare_ahead(self, ready: Mailbox[Prepared]) -> None:
         try:
-            ring = _Ring(self.model)
-            while not self._stopping:
+            while not self._preparation.stopping:
                 if self._source.live and not self._wait_for_the_moment(ready):
                     continue
-                if ring.model is not self.model:
-                    ring = _Ring(self.model)
-                prepared = self._prepare(ring.model, ring.preprocessor, None if self._late else ring.tensor())
+                prepared = self._preparation.next()
                 if prepared is None:
                     break
                 ready.put(prepared)
@@ -337,11 +317,12 @@ class Pipeline:
         finally:
             ready.close()
 
-    def _wait_for_the_moment(self, ready: Mailbox[_Prepared]) -> bool:
+    def _wait_for_the_moment(self, ready: Mailbox[Prepared]) -> bool:
         """Wait until a frame that is taken now will be ready just when the interpreter is; False on the way."""
-        if not ready.wait_until_empty(_POLL_S):
+        if not ready.wait_until_empty(POLL_S):
             return False
-        lead_ns = self._preparation_ns + self._preparation_ns // 4 + 1_000_000
+        takes_ns = self._preparation.takes_ns
+        lead_ns = takes_ns + takes_ns // 4 + 1_000_000
         left_ns = self._idle_at_ns - lead_ns - time.monotonic_ns()
         if left_ns > 0:
             ready.wait_until_wanted(left_ns / 1e9)
@@ -350,73 +331,18 @@ class Pipeline:
     # What both have in common.
 
     def _going(self) -> bool:
-        return not self._stopping and (self._limit is None or self.tally.frames < self._limit)
+        return not self._preparation.stopping and (self._limit is None or self.tally.frames < self._limit)
 
-    def _prepare(
-        self, model: Model, preprocessor: Preprocessor | None, tensor: np.ndarray | None
-    ) -> _Prepared | None:
-        """Read frames until one is worth running, and preprocess it into ``tensor``; None at the end.
-
-        Without a tensor it is decoded and no more.
-        """
-        assert preprocessor is not None  # noqa: S101 - the constructor saw to it
-        self._preprocessor = preprocessor
-        clock, source = time.monotonic_ns, self._source
-        while not self._stopping:
-            if self._period_ns:
-                self._keep_pace()
-            began = clock()
-            frame = source.read(_POLL_S)
-            if frame is None:
-                return None
-            if frame is WAITING:
-                continue
-            read = clock()
-            if self._max_age_ns and read - frame.captured_ns > self._max_age_ns:
-                self.tally.losses["stale"] += 1
-                continue
-            try:
-                if self._gate is not None and not self._gate.moved(frame):
-                    self.tally.losses["still"] += 1
-                    self._idle()
-                    continue
-                if tensor is not None:
-                    picture = None
-                    preprocessor(frame.pixels, frame.color, out=tensor)
-                elif frame.color == "jpeg":
-                    picture = preprocessor.decode(frame.pixels)
-                else:
-                    picture = Picture(frame.pixels, frame.color, None)
-            except FrameError as error:
-                self._survive(error, "damaged", "frame {}".format(frame.number))
-                continue
-            ready = clock()
-            preparation = ready - read
-            self._preparation_ns = _smoothed(self._preparation_ns, preparation)
-            return _Prepared(
-                frame,
-                model,
-                tensor,
-                picture,
-                Placed(preprocessor.placement, preprocessor.frame_size),
-                began,
-                read,
-                preprocessor.decoded_ns if frame.color == "jpeg" else 0,
-                ready,
-            )
-        return None
-
-    def _finish(self, prepared: _Prepared) -> tuple[Frame, Result] | None:
+    def _finish(self, prepared: Prepared) -> tuple[Frame, Result] | None:
         """Run the interpreter on a prepared frame and hand its result out; None when it comes to none."""
         clock, tally = time.monotonic_ns, self.tally
         frame, model, tensor, picture, placed, began, read, decoded, ready = prepared
-        if self._standby is not None:
-            self.model = self._standby.restored(self.model)
         taken = clock()
-        if self._max_age_ns and taken - frame.captured_ns > self._max_age_ns:
+        max_age_ns = self._preparation.max_age_ns
+        if max_age_ns and taken - frame.captured_ns > max_age_ns:
             tally.losses["stale"] += 1
             return None
-        if model is not self.model:  # another model since it was prepared
+        if model is self._failed:
             model, placed = self._prepare_again(frame)
         elif tensor is None:
             assert picture is not None  # noqa: S101 - one of the two is there
@@ -427,17 +353,18 @@ class Pipeline:
         start = clock()
         self._idle_at_ns = start + self._cycle_ns
         try:
-            model.invoke()
-        except BackendError as error:
-            model, placed = self._fail_over(error, frame)
+            model, placed = self._invoke(model, placed, frame)
+        except ModelAwayError as error:
+            tally.survive(error, "away", frame.number)
+            return None
         invoked = clock()
         try:
             answer = model.decode(placed)
         except BackendError as error:
-            self._survive(error, "invalid", "frame {}".format(frame.number))
+            tally.survive(error, "invalid", frame.number)
             return None
         done = clock()
-        self._cycle_ns = _smoothed(self._cycle_ns, done - start)
+        self._cycle_ns = smoothed(self._cycle_ns, done - start)
         captured = frame.captured_ns
         in_pixels = decoded or read
         stages = (
@@ -466,70 +393,31 @@ class Pipeline:
         )
         for outlet in self._outlets:
             outlet.put(frame, result)
+        for observer in self._observers:
+            observer.saw(frame, result, model)
         if self._heartbeat is not None:
             self._heartbeat.advance()
         return frame, result
 
-    def _prepare_again(self, frame: Frame) -> tuple[Model, Placed]:
-        """A frame that was prepared for a model that no longer runs."""
-        self.model.preprocess(frame.pixels, frame.color)
-        return self.model, self.model.placed
-
-    def _fail_over(self, error: BackendError, frame: Frame) -> tuple[Model, Placed]:
-        """Run a frame on which the interpreter failed with what stands by.
+    def _invoke(self, model: Model, placed: Placed, frame: Frame) -> tuple[Model, Placed]:
+        """Run the interpreter on what is in place; where it fails, what the roster gives instead of it.
 
         Raises:
-            BackendError: nothing does, or it fails as well.
+            BackendError: the roster gives nothing, or what it gives fails as well.
         """
-        if self._standby is None:
-            raise error
-        self.model = self._standby.replace(self.model, error)
-        self.trouble = error.message
-        again = self._prepare_again(frame)
-        self.model.invoke()
-        return again
-
-    def _survive(self, error: EdgeferryError, loss: str, what: str) -> None:
-        """Count a frame that came to nothing; the first of each kind is named in the log."""
-        if not self.tally.losses[loss]:
-            _LOG.warning("%s came to no result: %s (more like it are only counted)", what, error.message)
-        self.tally.losses[loss] += 1
-        self.trouble = error.message
-        self._refused = error
-
-    def _keep_pace(self) -> None:
-        """Wait until the next frame is due."""
-        while not self._stopping:
-            left_s = (self._due_ns - time.monotonic_ns()) / 1e9
-            if left_s <= 0:
-                break
-            self._idle()
-            time.sleep(min(left_s, _POLL_S))
-        self._due_ns = max(self._due_ns, time.monotonic_ns() - self._period_ns) + self._period_ns
-
-    def _idle(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.idle()
-
-
-def _smoothed(known: int, value: int) -> int:
-    return known + (value - known) // 8 if known else value
-
-
-class _Ring:
-    """Where the preparing thread writes: three tensors in turn, and a preprocessor of its own.
-
-    One is being written, one is ready, one is being copied into the interpreter's memory.
-    """
-
-    def __init__(self, model: Model) -> None:
+        try:
+            model.invoke()
+        except BackendError as error:
+            self._failed = model
+            model = self._roster.replace(model, error)
+            self.tally.trouble = error.message
+            self.model = model
+            model, placed = self._prepare_again(frame)
+            model.invoke()
         self.model = model
-        spec = model.variant.inputs[0]
-        assert model.preprocessor is not None  # noqa: S101 - the pipeline saw to it
-        self.preprocessor = Preprocessor(model.preprocessor.declared, spec)
-        self._tensors = [np.empty(spec.shape, spec.dtype) for _ in range(3)]
-        self._next = 0
+        return model, placed
 
-    def tensor(self) -> np.ndarray:
-        self._next = (self._next + 1) % 3
-        return self._tensors[self._next]
+    def _prepare_again(self, frame: Frame) -> tuple[Model, Placed]:
+        """A frame that was prepared for a model that failed since."""
+        self.model.preprocess(frame.pixels, frame.color)
+        return self.model, self.model.placed

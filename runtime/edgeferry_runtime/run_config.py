@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Callable, TypeVar
+from typing import Any
 
 from edgeferry_runtime.errors import ManifestError, UsageError
 from edgeferry_runtime.fields import Fields, did_you_mean
@@ -20,8 +20,6 @@ __all__ = [
     "BACKENDS", "MAX_BYTES", "NAME", "PIPELINED", "SCHEMA_VERSION", "SINKS", "SOURCES",
     "LoopConfig", "ModelConfig", "RunConfig", "from_table", "load",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 NAME = "run.json"
 SCHEMA_VERSION = 1
@@ -83,16 +81,15 @@ class ModelConfig:
     @classmethod
     def read(cls, fields: Fields) -> ModelConfig:
         """Read it, noting every problem in ``fields``."""
-        share = _share(fields)
         return cls(
-            variant=_optional(fields, "variant", lambda key: _line(fields, key)),
-            backend=_optional(fields, "backend", lambda key: fields.choice(key, BACKENDS)),
-            threads=_optional(fields, "threads", lambda key: _threads(fields, key)),
-            delegate=_optional(fields, "delegate", lambda key: _line(fields, key)),
+            variant=fields.optional("variant", lambda key: _line(fields, key)),
+            backend=fields.optional("backend", lambda key: fields.choice(key, BACKENDS)),
+            threads=fields.optional("threads", lambda key: _threads(fields, key)),
+            delegate=fields.optional("delegate", lambda key: _line(fields, key)),
             xnnpack=fields.boolean("xnnpack", True),
-            require_delegate=_optional(fields, "require_delegate", share),
-            threshold=_optional(fields, "threshold", share),
-            top_k=_optional(fields, "top_k", lambda key: fields.integer(key, minimum=1)),
+            require_delegate=fields.optional("require_delegate", fields.share),
+            threshold=fields.optional("threshold", fields.share),
+            top_k=fields.optional("top_k", lambda key: fields.integer(key, minimum=1)),
             any_arch=fields.boolean("any_arch", False),
         )
 
@@ -119,9 +116,9 @@ class LoopConfig:
     def read(cls, fields: Fields) -> LoopConfig:
         """Read it, noting every problem in ``fields``."""
         return cls(
-            fps=_optional(fields, "fps", lambda key: fields.number(key, above=0)),
-            max_age_ms=_optional(fields, "max_age_ms", lambda key: fields.number(key, above=0)),
-            motion=_optional(fields, "motion", _share(fields)),
+            fps=fields.optional("fps", lambda key: fields.number(key, above=0)),
+            max_age_ms=fields.optional("max_age_ms", lambda key: fields.number(key, above=0)),
+            motion=fields.optional("motion", fields.share),
             pipelined=fields.choice("pipelined", PIPELINED, "auto"),
             realtime=fields.boolean("realtime", False),
         )
@@ -151,7 +148,7 @@ class RunConfig:
         if len(fields.problems) == before:
             for problem in _source_problems(source):
                 fields.problem("source", problem)
-        sinks = _optional(fields, "sinks", lambda key: fields.texts(key)) or ()
+        sinks = fields.optional("sinks", lambda key: fields.texts(key)) or ()
         for i, sink in enumerate(sinks):
             for problem in _sink_problems(sink):
                 fields.problem("sinks[{}]".format(i), problem)
@@ -242,15 +239,6 @@ def _said(part: ModelConfig | LoopConfig) -> dict[str, Any]:
     """What a part says beyond its defaults, by key."""
     values = ((field.name, getattr(part, field.name), field.default) for field in fields(part))
     return {name: value for name, value, default in values if value != default}
-
-
-def _optional(fields: Fields, key: str, read: Callable[[str], T]) -> T | None:
-    """What ``read`` makes of a key's value; None where the key is absent or null."""
-    return None if fields._is_null(key) else read(key)
-
-
-def _share(fields: Fields) -> Callable[[str], float]:
-    return lambda key: fields.number(key, minimum=0, maximum=1)
 
 
 def _threads(fields: Fields, key: str) -> int | str:

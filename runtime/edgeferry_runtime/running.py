@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             fps=arguments.fps,
             max_age_ms=arguments.max_age_ms,
             motion=arguments.motion,
-            standby=standby,
+            roster=standby,
             heartbeat=heartbeat,
         )
         _stop_on_signals(pipeline.stop)
@@ -192,8 +192,8 @@ class _Watch:
         self._heartbeat.tick()
         jump = self._clock.check()
         if jump is not None:
-            self._pipeline.trouble = "the clock jumped by {:+.1f} s".format(jump)
-            _LOG.warning("%s; ages and intervals are measured on another one", self._pipeline.trouble)
+            self._pipeline.tally.trouble = "the clock jumped by {:+.1f} s".format(jump)
+            _LOG.warning("%s; ages and intervals are measured on another one", self._pipeline.tally.trouble)
         self._file.write(self._state())
 
     def _state(self) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import Callable
 
 from edgeferry_runtime.errors import BackendError, EdgeferryError
 from edgeferry_runtime.model import Model
+from edgeferry_runtime.roster import Roster
+from edgeferry_runtime.sources.base import Frame
 
 __all__ = ["Standby"]
 
 _LOG = logging.getLogger("edgeferry")
 
 
-class Standby:
+class Standby(Roster):
     """Replaces a model whose accelerator failed, and brings it back.
 
     Args:
@@ -37,7 +39,7 @@ class Standby:
         self._open_preferred = open_preferred
         self._probe = probe
         self._retry_s = retry_s
-        self._returned: Model | None = None
+        self._now: Model | None = None  # None: whatever runs
         self._opened: list[Model] = []
         self._fallback: Model | None = None
         self._closing = threading.Event()
@@ -45,7 +47,7 @@ class Standby:
 
     def begin(self, reason: str) -> Model:
         """What to run because the accelerator cannot be used from the start; it is watched for from now on."""
-        self._fallback = self._keep(self._open_fallback())
+        self._now = self._fallback = self._keep(self._open_fallback())
         _LOG.error("%s; %s runs until it can be used", reason, self._fallback.variant.name)
         self._start_watching()
         return self._fallback
@@ -72,17 +74,13 @@ class Standby:
         if failed in self._opened:  # it had come back and failed again
             self._opened.remove(failed)
             failed.close()
+        self._now = self._fallback
         self._start_watching()
         return self._fallback
 
-    def restored(self, current: Model) -> Model:
-        """What to run now: the accelerator's model when it came back, else the current one."""
-        returned = self._returned
-        if returned is None:
-            return current
-        self._returned = None
-        _LOG.warning("%s is back; it runs again", returned.delegate or returned.variant.name)
-        return returned
+    def choose(self, running: Model, frame: Frame) -> Model:
+        """The accelerator's model while it works, what stands by while it does not."""
+        return self._now or running
 
     def close(self) -> None:
         """Stop watching and close what was opened."""
@@ -104,7 +102,8 @@ class Standby:
                 if self._probe() is None:
                     model = self._keep(self._open_preferred())
                     model.warm_up()
-                    self._returned = model
+                    _LOG.warning("%s is back; it runs again", model.delegate or model.variant.name)
+                    self._now = model
                     return
             except EdgeferryError as error:
                 _LOG.debug("the accelerator is not back: %s", error.message)

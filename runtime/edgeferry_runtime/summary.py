@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeferry_runtime.errors import EdgeferryError
 from edgeferry_runtime.results import STAGES
 from edgeferry_runtime.stats import LatencyStats
 
 __all__ = ["LOSSES", "Summary", "Tally"]
+
+_LOG = logging.getLogger("edgeferry")
 
 # Frames that came to no result, by why.
 LOSSES = {
@@ -18,6 +22,7 @@ LOSSES = {
     "still": "showed nothing new",
     "damaged": "could not be decoded",
     "invalid": "gave an answer that is none",
+    "away": "came while no model could run them",
 }
 
 
@@ -29,6 +34,8 @@ class Tally:
         losses: frames without a result, by the keys of ``LOSSES``.
         stages, age, capture_to_invoke: latencies in microseconds over all results.
         started_ns, ended_ns: of the first read and the last result, ``time.monotonic_ns()``.
+        trouble: the last thing that went wrong and was survived, "" when nothing did.
+        refused: the last frame's error that was survived.
     """
 
     def __init__(self) -> None:
@@ -37,6 +44,12 @@ class Tally:
         self.stages = tuple(LatencyStats() for _ in STAGES)
         self.age = LatencyStats()
         self.capture_to_invoke = LatencyStats()
+        self.trouble = ""
+        self.refused: EdgeferryError | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """The first frame is asked for now."""
         self.started_ns = self.ended_ns = time.monotonic_ns()
 
     def add(self, stages_us: tuple[float, ...], age_us: float, capture_to_invoke_us: float) -> None:
@@ -46,6 +59,14 @@ class Tally:
             stats.add(microseconds)
         self.age.add(age_us)
         self.capture_to_invoke.add(capture_to_invoke_us)
+
+    def survive(self, error: EdgeferryError, loss: str, frame: int) -> None:
+        """Count a frame that came to nothing; the first of each kind is named in the log."""
+        if not self.losses[loss]:
+            _LOG.warning("frame %d came to no result: %s (more like it are only counted)", frame, error.message)
+        self.losses[loss] += 1
+        self.trouble = error.message
+        self.refused = error
 
     @property
     def lost(self) -> int:

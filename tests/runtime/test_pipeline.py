@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgeferry_runtime import Model, Pipeline, opencv
-from edgeferry_runtime.errors import BackendError, FrameError, SinkError, SourceError
+from edgeferry_runtime.errors import BackendError, FrameError, ModelAwayError, SinkError, SourceError
+from edgeferry_runtime.observer import Observer
 from edgeferry_runtime.opening import Choices, open_for_loop
 from edgeferry_runtime.results import STAGES
+from edgeferry_runtime.roster import Roster
 from edgeferry_runtime.sinks.base import Sink
 from edgeferry_runtime.sources import open_source
 from edgeferry_runtime.sources.base import WAITING, Frame, FrameSource
@@ -105,7 +107,7 @@ def test_whichever_thread_preprocesses_the_answers_are_the_same(model, late, col
         frames = [f._replace(pixels=cv2.imencode(".jpg", f.pixels)[1].reshape(-1), color="jpeg") for f in frames]
     expected = [model(frame.pixels, frame.color) for frame in frames]
     pipeline = Pipeline(Given(frames), model, pipelined=True)
-    pipeline._late = late
+    pipeline._preparation.late = late
     results = [result for _, result in pipeline]
     assert [result.answer for result in results] == expected
     decoding = [result.stages_us[1] for result in results]
@@ -303,7 +305,7 @@ def test_an_accelerator_that_dies_is_replaced_and_taken_back(bundle, tmp_path, c
     standby._retry_s = 0.2
     delegates = []
     with open_source("synthetic:64x48@100") as source:
-        pipeline = Pipeline(source, model, standby=standby, pipelined=True)
+        pipeline = Pipeline(source, model, roster=standby, pipelined=True)
         deadline = time.monotonic() + 60
         for _, result in pipeline:
             delegate = pipeline.model.delegate
@@ -328,3 +330,79 @@ def test_an_accelerator_that_kills_its_process_is_found_out_in_a_child(bundle, t
     library = fake_backend.build_delegate(tmp_path)
     with pytest.raises(BackendError, match="SIGABRT"):
         open_for_loop(Choices(str(bundle), threads=1, delegate=f"{library}?crash_after=0"))
+
+
+class Turns(Roster):
+    """Two models by turns."""
+
+    def __init__(self, *models):
+        self.models = models
+
+    def choose(self, running, frame):
+        return self.models[frame.number % len(self.models)]
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_a_roster_says_which_model_runs_each_frame(bundle, pipelined):
+    frames = pictures(30)
+    with Model.open(bundle, threads=1) as first, Model.open(bundle, threads=1) as second:
+        second.identity = "second-0"
+        expected = [first(frame.pixels, frame.color) for frame in frames]
+        pipeline = Pipeline(Given(frames), first, pipelined=pipelined, roster=Turns(first, second))
+        results = [result for _, result in pipeline]
+    assert [result.bundle for result in results] == [first.identity, "second-0"] * 15
+    assert [result.answer for result in results] == expected
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_frames_without_a_model_are_counted_and_the_loop_goes_on(bundle, pipelined):
+    class Away(Roster):
+        def __init__(self, ready):
+            self.ready = ready
+            self.failures = 0
+
+        def choose(self, running, frame):
+            return self.ready if self.failures >= 3 else running
+
+        def replace(self, failed, error):
+            self.failures += 1
+            raise ModelAwayError("it is being brought back", "Wait.")
+
+    def broken():
+        raise BackendError("it died", "Start it again.")
+
+    with Model.open(bundle, threads=1) as dead, Model.open(bundle, threads=1) as ready:
+        dead.interpreter.invoke = broken
+        pipeline = Pipeline(Given(pictures(20)), dead, pipelined=pipelined, roster=Away(ready))
+        results = [result for _, result in pipeline]
+    losses = pipeline.summary().losses
+    assert losses["away"] >= 3
+    assert len(results) + losses["away"] == 20
+    assert pipeline.trouble == "it is being brought back"
+
+
+def test_observers_are_told_of_every_result_and_the_model_it_came_from(model):
+    class Onlooker(Observer):
+        def __init__(self):
+            self.seen = []
+
+        def saw(self, frame, result, model):
+            self.seen.append((frame.number, result.frame, model))
+
+    onlooker = Onlooker()
+    Pipeline(Given(pictures(5)), model, observers=[onlooker]).run()
+    assert onlooker.seen == [(number, number, model) for number in range(5)]
+
+
+def test_the_pace_can_be_changed_while_the_loop_runs(model):
+    pipeline = Pipeline(Given(pictures(30), live=True), model, pipelined=False, fps=1000)
+    times = []
+    for frame, _ in pipeline:
+        times.append(time.monotonic())
+        if frame.number == 9:
+            pipeline.set_fps(20)
+        if frame.number == 14:
+            pipeline.set_fps(None)
+    slow = times[14] - times[9]
+    assert slow > 5 * 0.04
+    assert slow > times[29] - times[15]
