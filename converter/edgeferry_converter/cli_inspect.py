@@ -75,7 +75,8 @@ def _tflite(path: Path) -> tuple[dict[str, Any], str]:
     from edgeferry_converter.edgetpu import placement
     from edgeferry_converter.errors import ModelNotFoundError
     from edgeferry_converter.metadata import read_metadata
-    from edgeferry_converter.tflite_file import operations_by_type, operations_not_int8, read_model
+    from edgeferry_converter.tflite_checks import operations_by_type, operations_not_int8
+    from edgeferry_converter.tflite_file import read_model
 
     if not path.is_file():
         raise ModelNotFoundError(f"{path}: no such model", "Check the path.")

@@ -17,14 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeferry_converter.errors import ConversionError, ModelError, ModelNotFoundError
-from edgeferry_converter.tflite_file import (
-    NamedOperation,
-    TfliteModel,
-    TfliteOperator,
-    operations_by_type,
-    per_channel_dense,
-    read_model,
-)
+from edgeferry_converter.tflite_checks import NamedOperation, operations_by_type, per_channel_dense
+from edgeferry_converter.tflite_file import TfliteModel, TfliteOperator, read_model
 
 __all__ = [
     "CompiledModel",

@@ -27,7 +27,8 @@ from edgeferry_converter.metrics import Metric
 from edgeferry_converter.proving import Proof
 from edgeferry_converter.quantization import LayerError
 from edgeferry_converter.report import page_path, picture_bytes, report_path
-from edgeferry_converter.tflite_file import float_operations, operations_by_type, operations_not_int8, read_model
+from edgeferry_converter.tflite_checks import float_operations, operations_by_type, operations_not_int8
+from edgeferry_converter.tflite_file import read_model
 from edgeferry_converter.variants import ConvertedVariant
 
 __all__ = [

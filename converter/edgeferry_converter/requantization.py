@@ -55,7 +55,7 @@ def requantize(model: bytes, scheme: QuantizationScheme, samples: Iterator[Mappi
     """Quantise a float model; the same arguments give the same bytes.
 
     Operations ai-edge-quantizer does not know stay float between DEQUANTIZE and QUANTIZE;
-    ``tflite_file.float_operations`` names them.  Metadata of the source is left out: it tells of float tensors.
+    ``tflite_checks.float_operations`` names them.  Metadata of the source is left out: it tells of float tensors.
 
     Args:
         model: the .tflite; one without a signature gets one, its names being those of the tensors.
@@ -182,10 +182,9 @@ def _calibrated(model: bytes, key: str, recipe: Any, samples: Iterator[Mapping[s
 
     content = read_model(model)
     inputs = next(s.inputs for s in content.signatures if s.name == key)
-    dtypes = {tensor.name: tensor.dtype for tensor in content.inputs}
     calibrator = Calibrator(model, num_threads=os.cpu_count() or 1, qsv_update_func=min_max_update)
     for sample in samples:
-        values = {name: np.asarray(sample[name], dtypes[tensor]) for name, tensor in inputs.items()}
+        values = {name: np.asarray(sample[name], tensor.dtype) for name, tensor in inputs.items()}
         calibrator.calibrate({key: [values]}, recipe)  # it reads an iterator twice, a list of one is safe
     statistics = calibrator.get_model_qsvs()
     if not statistics:

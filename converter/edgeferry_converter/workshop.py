@@ -17,7 +17,8 @@ from edgeferry_converter.material import Material
 from edgeferry_converter.progress import Progress
 from edgeferry_converter.quantization import LayerError, QuantizationScheme, layer_errors, quantize
 from edgeferry_converter.requantization import requantize
-from edgeferry_converter.tflite_file import check_fit, per_channel_dense, read_model
+from edgeferry_converter.tflite_checks import check_fit, per_channel_dense
+from edgeferry_converter.tflite_file import read_model
 from edgeferry_converter.variants import ConvertedVariant, VariantRunner
 
 __all__ = ["Workshop"]

@@ -15,7 +15,8 @@ from edgeferry_converter.compression.qat import (
 from edgeferry_converter.compression.qat_plan import Rounding, plan
 from edgeferry_converter.errors import ModelError, OptionError
 from edgeferry_converter.quantization import QuantizationScheme
-from edgeferry_converter.tflite_file import operations_by_type, operator_versions, read_model
+from edgeferry_converter.tflite_checks import operations_by_type, operator_versions
+from edgeferry_converter.tflite_file import read_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

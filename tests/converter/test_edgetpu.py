@@ -25,7 +25,7 @@ from edgeferry_converter.edgetpu import (
     placement,
 )
 from edgeferry_converter.errors import ConversionError, ModelError, ModelNotFoundError
-from edgeferry_converter.tflite_file import TfliteModel, TfliteOperator, TfliteTensor, read_model
+from edgeferry_converter.tflite_file import TfliteGraph, TfliteModel, TfliteOperator, TfliteTensor, read_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,6 +132,11 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def with_operators(model: TfliteModel, operators: tuple[TfliteOperator, ...]) -> TfliteModel:
+    """The model with other operations in its main graph."""
+    return replace(model, graphs=(replace(model.graphs[0], operators=operators), *model.graphs[1:]))
+
+
 def operator(kind: str, *shapes: tuple[int, ...], dtype: str = "int8", constants: tuple = ()) -> TfliteModel:
     """A model of one operation: the last shape is the output's."""
     tensors = [TfliteTensor(f"t{i}", shape, dtype) for i, shape in enumerate(shapes)]
@@ -140,7 +145,7 @@ def operator(kind: str, *shapes: tuple[int, ...], dtype: str = "int8", constants
         *(TfliteTensor("c", c.shape, dtype, data=c.view(np.uint8).ravel()) for c in constants),
     ]
     op = TfliteOperator(kind, False, 1, tuple(inputs), (tensors[-1],))
-    return TfliteModel("", (op,), tuple(tensors), (tensors[0],), (tensors[-1],), (), {})
+    return TfliteModel("", (TfliteGraph(tuple(tensors), (op,)),), (tensors[0],), (tensors[-1],), (), {})
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -163,11 +168,11 @@ def test_every_real_pair_is_in_the_table(real_data: Path) -> None:
 
 def test_placement_counts_what_stayed_on_the_cpu(tiny: TfliteModel) -> None:
     block = replace(tiny.operators[0], type=CUSTOM_OPERATION, custom=True)
-    compiled = replace(tiny, operators=(block, *tiny.operators[2:]))
+    compiled = with_operators(tiny, (block, *tiny.operators[2:]))
     result = placement(compiled, tiny)
     assert result.on_cpu == {"FULLY_CONNECTED": 1, "SOFTMAX": 1} and result.cpu_count == 2
     assert result.mapped == {"CONV_2D": 1, "MEAN": 1} and result.mapped_count == 2 and result.added == {}
-    extra = replace(compiled, operators=(*compiled.operators, replace(block, type="QUANTIZE", custom=False)))
+    extra = with_operators(compiled, (*compiled.operators, replace(block, type="QUANTIZE", custom=False)))
     assert placement(extra, tiny).added == {"QUANTIZE": 1}
 
 
@@ -323,7 +328,7 @@ def test_constraints_name_dynamic_shapes_and_per_channel_dense(tiny: TfliteModel
     moving = replace(first, outputs=(replace(first.outputs[0], dynamic=True),))
     dense = next(op for op in tiny.operators if op.type == "FULLY_CONNECTED")
     scaled = replace(dense, inputs=(dense.inputs[0], replace(dense.inputs[1], scales=(0.1, 0.2))))
-    findings = [str(finding) for finding in constraints(replace(tiny, operators=(moving, scaled)))]
+    findings = [str(finding) for finding in constraints(with_operators(tiny, (moving, scaled)))]
     assert findings[0].startswith("it has dynamic shapes")
     assert "a scale for each output" in findings[1]
 

@@ -13,7 +13,7 @@ from edgeferry_converter.loading.keras_source import KerasSource
 from edgeferry_converter.loading.source import LoadOptions, first_line
 from edgeferry_converter.loading.tracing import traced
 from edgeferry_converter.quantization import QuantizationScheme
-from edgeferry_converter.tflite_file import check_fit
+from edgeferry_converter.tflite_checks import check_fit
 
 __all__ = ["export_int8"]
 

@@ -1,32 +1,19 @@
-"""What a .tflite file holds, read from its flatbuffer: signatures, constants, operations."""
+"""What a .tflite file is, for whoever converts or judges it: signatures, quantisation, parameters, activations."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from edgeferry_converter.errors import ModelError
 from edgeferry_converter.loading.source import Signature, TensorInfo
+from edgeferry_converter.tflite_checks import non_finite_tensors
+from edgeferry_converter.tflite_file import TfliteGraph, TfliteTensor, read_model
 
 __all__ = ["TfliteContent", "read_content"]
 
-DTYPES = {
-    "FLOAT32": "float32",
-    "FLOAT16": "float16",
-    "INT32": "int32",
-    "UINT8": "uint8",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "INT16": "int16",
-    "INT8": "int8",
-    "FLOAT64": "float64",
-    "UINT32": "uint32",
-    "INT4": "int4",
-    "STRING": "string",
-}
 ACTIVATIONS = {
     "SOFTMAX": "softmax",
     "LOGISTIC": "sigmoid",
@@ -35,7 +22,6 @@ ACTIVATIONS = {
     "LOG_SOFTMAX": "log_softmax",
 }
 PASSING = ("DEQUANTIZE", "QUANTIZE", "RESHAPE")
-MAIN = 0
 
 
 @dataclass(frozen=True)
@@ -69,123 +55,52 @@ def read_content(path: Path) -> TfliteContent:
     Raises:
         ModelError: the flatbuffer is damaged after all.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
-        return _content(model, _names(schema.TensorType), _names(schema.BuiltinOperator))
-    except Exception as error:  # struct.error, IndexError, TypeError: whatever a wrong offset leads to
-        raise ModelError(f"{path}: the .tflite file is damaged: {error}", "Copy it again.") from None
-
-
-def _names(enumeration: type) -> dict[int, str]:
-    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
-
-
-def _content(model: Any, types: dict[int, str], operators: dict[int, str]) -> TfliteContent:
-    graph = model.subgraphs[MAIN]
-    constants = [
-        (tensor, np.frombuffer(bytes(buffer), np.uint8))
-        for part in model.subgraphs
-        for tensor in part.tensors
-        if len(buffer := _buffer(model, tensor))
-    ]
-    operations = [(operator, _operation(model, operator, operators)) for operator in graph.operators or ()]
-    signatures, elsewhere = _signatures(model, types)
+        model = read_model(path.read_bytes())
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", error.remedy) from None
+    main = model.graphs[0]
     return TfliteContent(
-        main=Signature(_infos(graph, graph.inputs, "input", types), _infos(graph, graph.outputs, "output", types)),
-        signatures=signatures,
-        elsewhere=elsewhere,
-        quantization=_quantization(graph, {id(tensor) for tensor, _ in constants}, types),
-        parameters=sum(_parameters(tensor, types) for tensor, _ in constants),
-        not_finite=tuple(_text(tensor.name) for tensor, data in constants if not _finite(tensor, data, types)),
-        custom_operations=tuple(
-            sorted({_text(code.customCode) for code in model.operatorCodes if code.customCode})
-        ),
-        activations=tuple(_activation(index, operations) for index in graph.outputs),
+        main=Signature(_infos(model.inputs, "input"), _infos(model.outputs, "output")),
+        signatures=tuple((s.name, Signature(_bound(s.inputs), _bound(s.outputs))) for s in model.signatures),
+        elsewhere=tuple(s.name for s in model.signatures if s.graph != 0),
+        quantization=_quantization(main),
+        parameters=sum(_parameters(tensor) for tensor in model.tensors if tensor.constant),
+        not_finite=tuple(non_finite_tensors(model)),
+        custom_operations=tuple(sorted({op.type for op in model.operators if op.custom})),
+        activations=tuple(_activation(main, output) for output in model.outputs),
     )
 
 
-def _buffer(model: Any, tensor: Any) -> Any:
-    # Files made by hand, for tests of libraries, name buffers that are not there.
-    data = model.buffers[tensor.buffer].data if tensor.buffer < len(model.buffers) else None
-    return () if data is None else data
+def _infos(tensors: tuple[TfliteTensor, ...], fallback: str) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(t.name or f"{fallback}_{i}", t.shape, t.dtype) for i, t in enumerate(tensors))
 
 
-def _operation(model: Any, operator: Any, operators: dict[int, str]) -> str:
-    code = model.operatorCodes[operator.opcodeIndex]
-    # Files before schema 3a keep small codes in the older field.
-    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-    return operators.get(builtin, "")
+def _bound(tensors: Mapping[str, TfliteTensor]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
 
 
-def _signatures(model: Any, types: dict[int, str]) -> tuple[tuple[tuple[str, Signature], ...], tuple[str, ...]]:
-    found, elsewhere = [], []
-    for signature in model.signatureDefs or ():
-        graph, key = model.subgraphs[signature.subgraphIndex], _text(signature.signatureKey)
-        found.append(
-            (key, Signature(_bound(graph, signature.inputs, types), _bound(graph, signature.outputs, types)))
-        )
-        if signature.subgraphIndex != MAIN:
-            elsewhere.append(key)
-    return tuple(found), tuple(elsewhere)
-
-
-def _bound(graph: Any, maps: Any, types: dict[int, str]) -> tuple[TensorInfo, ...]:
-    return tuple(_info(graph.tensors[m.tensorIndex], _text(m.name), types) for m in maps or ())
-
-
-def _infos(graph: Any, indices: Any, fallback: str, types: dict[int, str]) -> tuple[TensorInfo, ...]:
-    tensors = [graph.tensors[index] for index in indices]
-    return tuple(_info(t, _text(t.name) or f"{fallback}_{i}", types) for i, t in enumerate(tensors))
-
-
-def _info(tensor: Any, name: str, types: dict[int, str]) -> TensorInfo:
-    shape = tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
-    return TensorInfo(name, shape, DTYPES.get(types[tensor.type], types[tensor.type].lower()))
-
-
-def _quantization(graph: Any, constants: set[int], types: dict[int, str]) -> str:
-    flowing = {
-        types[t.type]
-        for t in graph.tensors
-        if id(t) not in constants
-        and t.quantization is not None
-        and t.quantization.scale is not None
-        and len(t.quantization.scale)
-    }
-    stored = {types[t.type] for t in graph.tensors if id(t) in constants and t.shape is not None and len(t.shape)}
-    if flowing & {"INT8", "UINT8"}:
+def _quantization(graph: TfliteGraph) -> str:
+    flowing = {t.dtype for t in graph.tensors if t.scales and not t.constant}
+    stored = {t.dtype for t in graph.tensors if t.shape and t.constant}
+    if flowing & {"int8", "uint8"}:
         return "int8"  # an LSTM keeps its state in int16 all the same
-    if "INT16" in flowing:
+    if "int16" in flowing:
         return "int16x8"
-    if stored & {"INT8", "UINT8", "INT4"}:
+    if stored & {"int8", "uint8", "int4"}:
         return "dynamic"
-    return "float16" if "FLOAT16" in stored else "float32"
+    return "float16" if "float16" in stored else "float32"
 
 
-def _parameters(tensor: Any, types: dict[int, str]) -> int:
-    quantized = tensor.quantization is not None and tensor.quantization.scale is not None
-    if not types[tensor.type].startswith("FLOAT") and not (quantized and len(tensor.quantization.scale)):
-        return 0
-    return int(np.prod(tensor.shape)) if tensor.shape is not None else 1
+def _parameters(tensor: TfliteTensor) -> int:
+    return math.prod(tensor.shape) if tensor.scales or tensor.dtype.startswith("float") else 0
 
 
-def _finite(tensor: Any, data: np.ndarray, types: dict[int, str]) -> bool:
-    dtype = {"FLOAT32": np.float32, "FLOAT16": np.float16}.get(types[tensor.type])
-    if dtype is None or data.nbytes % np.dtype(dtype).itemsize:
-        return True
-    return bool(np.isfinite(data.view(dtype)).all())
-
-
-def _activation(output: int, operations: list[tuple[Any, str]]) -> str:
-    for operator, name in reversed(operations):
-        if operator.outputs is not None and output in operator.outputs:
-            if name not in PASSING:
-                return ACTIVATIONS.get(name, "")
-            output = int(operator.inputs[0])
+def _activation(graph: TfliteGraph, output: TfliteTensor | None) -> str:
+    """The last operation that changes what comes out; operations that only pass it on are looked through."""
+    for operator in reversed(graph.operators):
+        if any(tensor is output for tensor in operator.outputs):
+            if operator.type not in PASSING:
+                return ACTIVATIONS.get(operator.type, "")
+            output = operator.inputs[0]
     return ""
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
