@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgeferry_converter import cli_convert, cli_inspect, cli_lint, cli_profiles, cli_recipes
+from edgeferry_converter import cli_convert, cli_inspect, cli_lint, cli_profiles, cli_recipes, cli_sweep
 
-__all__ = ["Command", "convert", "inspect", "lint", "profiles", "recipes"]
+__all__ = ["Command", "convert", "inspect", "lint", "profiles", "recipes", "sweep"]
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,4 @@ inspect = Command(cli_inspect.SUMMARY, cli_inspect.configure, cli_inspect.run)
 lint = Command(cli_lint.SUMMARY, cli_lint.configure, cli_lint.run)
 recipes = Command(cli_recipes.SUMMARY, cli_recipes.configure, cli_recipes.run)
 profiles = Command(cli_profiles.SUMMARY, cli_profiles.configure, cli_profiles.run)
+sweep = Command(cli_sweep.SUMMARY, cli_sweep.configure, cli_sweep.run)

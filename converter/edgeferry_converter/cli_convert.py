@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from edgeferry_runtime.postprocessing import TASKS
 
+from edgeferry_converter.recipe_flags import add_recipe_flags, with_flags
+
 if TYPE_CHECKING:
     from edgeferry_converter.recipe import Recipe
 
@@ -29,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--auto-keep-float", action="store_true", help="keep as few layers float as the gate needs")
     add("--max-drop", type=float, metavar="X", help="what a variant may lose (0.01, or the recipe's); 0: gate off")
     add("--recipe", metavar="NAME|FILE", help="make it smaller first; `edgeferry recipes` lists them")
+    add_recipe_flags(parser)
     add("--train-data", metavar="DATA", help="what the recipe trains on: folder a class, .npz or module:function")
     add("--epochs", type=int, metavar="N", help="instead of the recipe's, for each of its trainings")
     add("--strict", action="store_true", help="warnings about the data, and unused parts of a checkpoint, fail")
@@ -131,13 +134,13 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe | None:
     from edgeferry_converter.errors import OptionError
     from edgeferry_converter.recipe import load_recipe
 
-    if not arguments.recipe:
+    recipe = with_flags(load_recipe(arguments.recipe) if arguments.recipe else None, arguments)
+    if recipe is None:
         idle = [name for name in ("train_data", "epochs") if getattr(arguments, name) is not None]
         if idle:
             option = idle[0].replace("_", "-")
             raise OptionError(f"--{option} means nothing without --recipe", "`edgeferry recipes` lists them.")
         return None
-    recipe = load_recipe(arguments.recipe)
     if arguments.epochs is None:
         return recipe
     if arguments.epochs < 1:

@@ -5,7 +5,8 @@
         ├── SchemaError                a file of ours breaks its schema; exit code 2      (ValueError)
         │   ├── ProfileError           a device profile does
         │   │   └── ProfileNotFoundError   no profile of that name, no such file         (LookupError)
-        │   └── RecipeError            a recipe is missing, or does
+        │   ├── RecipeError            a recipe is missing, or does
+        │   └── SpaceError             a search space is missing, or does
         ├── OptionError                an option of convert cannot be used; exit code 2  (ValueError)
         │   └── TargetError            a share that removing channels cannot reach
         ├── ModelError                 the model cannot be loaded, or not be converted   (ValueError)
@@ -14,6 +15,8 @@
         ├── ConversionError            TensorFlow's converter or its result failed       (RuntimeError)
         ├── TrainingError              training diverged, or its checkpoint is of another run  (RuntimeError)
         │   └── WeakTeacherError       the teacher is worse than its pupil on the training stream
+        ├── SweepError                 a search found nothing to take, or cannot go on
+        ├── MeasurementError           a latency cannot be measured
         └── GateError                  a variant lost more than is allowed
 
 What a message says and why ``remedy`` travels separately is told in ``edgeferry_runtime.errors``.

@@ -385,4 +385,5 @@ ELSEWHERE = {
     "lint": ("edgeferry-converter", "look for faults in calibration data"),
     "profiles": ("edgeferry-converter", "list the boards a model can be converted for"),
     "recipes": ("edgeferry-converter", "list ways to make a model smaller before it is quantised"),
+    "sweep": ("edgeferry-converter", "search recipes for the ones that pay, and show what each costs"),
 }
