@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgeferry_runtime.wheel_lock import SystemPackage
 
 from edgeferry_deploy.errors import DeviceUnfitError, printable
-from edgeferry_deploy.wheel_table import LITERT, NUMPY, OPENCV, SYSTEM, TFLITE, WHEELS, Version, Wheel
+from edgeferry_deploy.wheel_table import COMPANIONS, LITERT, NUMPY, OPENCV, SYSTEM, TFLITE, WHEELS, Version, Wheel
 
 if TYPE_CHECKING:
     from edgeferry_runtime.manifest import Manifest
@@ -313,11 +313,19 @@ def choose(board: BoardFacts, requires: Wanted, line: str, python: BoardPython) 
         python=python,
         arch=board.userland,
         glibc=board.libc_version,
-        wheels=tuple(requirement(wheel, board, python) for wheel in chosen),
+        wheels=tuple(requirement(wheel, board, python) for wheel in (*chosen, *companions(python))),
         system_packages=tuple(system),
         missing=missing,
         notes=tuple(notes(board, chosen, system)),
     )
+
+
+def companions(python: BoardPython) -> Iterator[Wheel]:
+    """What every environment of that Python has beside interpreter, numpy and OpenCV."""
+    for wheel in COMPANIONS:
+        oldest, newest = wheel.pythons
+        if oldest <= python.version[1] <= newest:
+            yield wheel
 
 
 def pick(
@@ -358,8 +366,8 @@ def requirement(wheel: Wheel, board: BoardFacts, python: BoardPython) -> Require
         wheel.package,
         f"=={wheel.version}",
         dotted(python.version),
-        ("abi3", "none") if wheel.abi == "abi3" else (own, "none"),
-        platform_tags(board.userland, board.libc_version),
+        {"abi3": ("abi3", "none"), "none": ("none",)}.get(wheel.abi, (own, "none")),
+        ("any",) if wheel.abi == "none" else platform_tags(board.userland, board.libc_version),
     )
 
 

@@ -69,8 +69,9 @@ class FakePip:
 
 @pytest.fixture
 def pip(monkeypatch, tmp_path):
-    """Every download goes to a fake pip, every wheel into a cache of this test."""
+    """Every download goes to a fake pip, every wheel into a cache of this test; companions are left out."""
     fake = FakePip()
+    monkeypatch.setattr("edgeferry_deploy.wheels.COMPANIONS", ())
     monkeypatch.setenv("EDGEFERRY_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(environment, "fetch", lambda wanted, target: wheel_cache.fetch(wanted, target, None, fake))
     return fake

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from edgeferry_deploy.cli import main
 from edgeferry_deploy.wheel_cache import DownloadError, cache_folder, fetch, fetch_all, pip_argv
-from edgeferry_deploy.wheel_table import WHEELS
+from edgeferry_deploy.wheel_table import COMPANIONS, WHEELS
 from edgeferry_deploy.wheelhouse import board_for, wheelhouse
 from edgeferry_deploy.wheels import (
     BoardFacts,
     BoardPython,
     SolveError,
     Wanted,
+    companions,
     matches,
     of_profile,
     platform_tags,
@@ -67,7 +68,27 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_boards(name):
     facts, expected = CASES[name]
-    assert " ".join(wheel.name + wheel.version for wheel in solve(facts).wheels) == expected
+    assert " ".join(wheel.name + wheel.version for wheel in chosen(facts)) == expected
+
+
+def chosen(facts, *arguments):
+    """The wheels but those that every environment has."""
+    names = {wheel.package for wheel in COMPANIONS}
+    return [wheel for wheel in solve(facts, *arguments).wheels if wheel.name not in names]
+
+
+@pytest.mark.parametrize("minor", range(7, 15))
+def test_every_environment_has_one_version_of_what_sinks_and_page_need(minor):
+    names = [wheel.package for wheel in companions(BoardPython((3, minor), "/usr/bin/python3"))]
+    assert len(names) == len(set(names))
+    assert {"paho-mqtt", "prometheus-client", "uvicorn", "h11", "click"} <= set(names)
+    assert ("typing-extensions" in names) == (minor < 11)
+    assert ("importlib-metadata" in names) == (minor < 8)
+
+
+def test_python_code_alone_is_asked_for_without_a_platform():
+    wheels = {wheel.name: wheel for wheel in solve(BOOKWORM).wheels}
+    assert (wheels["uvicorn"].abis, wheels["uvicorn"].platforms) == (("none",), ("any",))
 
 
 @pytest.mark.parametrize(
@@ -109,9 +130,9 @@ def test_a_doubted_version_only_when_it_is_asked_for():
 
 
 def test_constraints_and_camera():
-    found = solve(BOOKWORM, Wanted(constraints=("numpy<2",)))
-    assert [wheel.version for wheel in found.wheels] == ["==2.1.6", "==1.26.4", "==4.11.0.86"]
-    assert [wheel.name for wheel in solve(BOOKWORM, Wanted(camera=False)).wheels] == ["ai-edge-litert", "numpy"]
+    found = chosen(BOOKWORM, Wanted(constraints=("numpy<2",)))
+    assert [wheel.version for wheel in found] == ["==2.1.6", "==1.26.4", "==4.11.0.86"]
+    assert [wheel.name for wheel in chosen(BOOKWORM, Wanted(camera=False))] == ["ai-edge-litert", "numpy"]
 
 
 def test_what_the_bundle_asks_for_is_obeyed():
@@ -136,8 +157,9 @@ def test_every_shipped_profile_has_a_solution_for_each_of_its_pythons(repository
 
 
 def test_the_table_is_sound():
-    assert len({(wheel.package, wheel.version) for wheel in WHEELS}) == len(WHEELS)
-    for wheel in WHEELS:
+    every = (*WHEELS, *COMPANIONS)
+    assert len({(wheel.package, wheel.version) for wheel in every}) == len(every)
+    for wheel in every:
         assert wheel.source
         assert set(wheel.doubts) <= set(wheel.glibc)
         assert wheel.pythons[0] <= wheel.pythons[1]
@@ -156,7 +178,7 @@ def test_any_board_gets_a_set_that_fits_or_reasons(arch, glibc, minors, bits):
     except SolveError as error:
         assert error.reasons
         return
-    rows = {(wheel.package, f"=={wheel.version}"): wheel for wheel in WHEELS}
+    rows = {(wheel.package, f"=={wheel.version}"): wheel for wheel in (*WHEELS, *COMPANIONS)}
     for wheel in solution.wheels:
         row = rows[wheel.name, wheel.version]
         assert row.glibc[facts.userland] <= glibc
@@ -343,7 +365,7 @@ def test_a_wheelhouse_holds_what_its_lock_says(bundle_file, tmp_path):
     assert lock == result.lock
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"lock.json", *(f.filename for f in lock.files)}
     assert (tmp_path / "out/tiny.ferry").read_bytes() == bundle_file.read_bytes()
-    assert result.downloaded == 3
+    assert result.downloaded == 8
     again = wheelhouse(bundle_file, tmp_path / "out", **HOUSE, cache=tmp_path / "cache", pip=FakePip())
     assert (again.downloaded, again.lock) == (0, lock)
     done = install(str(tmp_path / "out"), str(tmp_path / "env"), running=TARGET._replace(abi="cp311"))
