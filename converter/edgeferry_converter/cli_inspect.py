@@ -18,6 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a model of any format, or a bundle")
     add_loading(parser)
+    parser.add_argument(
+        "--profile", action="store_true", help="time its operations and, of a bundle, the loop here"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the profile as a page; implies --profile")
     parser.add_argument("--json", action="store_true", help="print JSON; a list where several files are named")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and TensorFlow's own messages")
 
@@ -26,8 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect each file."""
     from edgeferry_converter.quiet import quiet
 
+    if arguments.profile or arguments.html:
+        from edgeferry_converter.inspect_profile import check_files, with_profile
+
+        check_files(arguments.files, arguments.html)
     with quiet(arguments.verbose):
         found = [inspect_file(path, arguments) for path in arguments.files]
+        if arguments.profile or arguments.html:
+            found = [
+                with_profile(path, *one, arguments.html) for path, one in zip(arguments.files, found, strict=True)
+            ]
     if arguments.json:
         print(json.dumps([facts for facts, _ in found] if len(found) > 1 else found[0][0], indent=1))
     else:
