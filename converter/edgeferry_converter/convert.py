@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeferry_runtime.postprocessing import Postprocessing
 
 from edgeferry_converter import figures as figure
+from edgeferry_converter.baseline import measure_baseline
 from edgeferry_converter.compiling import compile_for, wants_edgetpu
 from edgeferry_converter.compressing import compressed, forget_training, training_folder
 from edgeferry_converter.data.dataset import takes_frames
@@ -298,6 +299,7 @@ def _contents(
         },
         goldens=goldens,
         provenance=_provenance(material, wanted, proof, recipe),
+        baseline=measure_baseline(material, post, labels, runners[0]),
     )
 
 

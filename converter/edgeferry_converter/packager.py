@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from edgeferry_runtime.bundle import file_entry, write_bundle
-from edgeferry_runtime.manifest import BACKENDS, Golden, Manifest, Requires, Tolerance, Variant
+from edgeferry_runtime.manifest import BACKENDS, Baseline, Golden, Manifest, Requires, Tolerance, Variant
 from edgeferry_runtime.postprocessing import Postprocessing
 from edgeferry_runtime.preprocessing import Preprocessing
 
@@ -40,6 +40,7 @@ class Contents:
         tolerances: variant name -> output name -> tolerance.
         goldens: samples with answers.
         provenance: where all of it came from.
+        baseline: what was normal; None where nothing could be measured.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Contents:
     tolerances: dict[str, dict[str, Tolerance]]
     goldens: Goldens
     provenance: dict[str, Any]
+    baseline: Baseline | None = None
 
 
 def pack(path: Path, contents: Contents) -> str:
@@ -87,6 +89,7 @@ def pack(path: Path, contents: Contents) -> str:
         golden=Golden(goldens.count, goldens.color, frames, inputs, reference),
         files={name: file_entry(data) for name, data in members.items()},
         provenance=contents.provenance,
+        baseline=contents.baseline,
     )
     return write_bundle(path, manifest, members)
 

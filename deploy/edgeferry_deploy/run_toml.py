@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,27 @@ def _read(path: Path) -> bytes:
 def to_toml(config: RunConfig) -> str:
     """The TOML that compiles to a config; the same for equal configs."""
     content = config.to_dict()
-    parts = {key: content.pop(key) for key in list(content) if isinstance(content[key], dict)}
-    lines = [f"{key} = {_value(value)}" for key, value in content.items() if key != "schema_version"]
-    for name, part in parts.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in part.items())]
-    return "\n".join(lines) + "\n"
+    del content["schema_version"]
+    return "\n".join(_lines(content)).lstrip("\n") + "\n"
+
+
+def _lines(content: dict[str, Any], path: str = "") -> Iterator[str]:
+    """A table: its values first, then the tables in it under their own headings."""
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            yield f"{key} = {_value(value)}"
+    for key, value in content.items():
+        if isinstance(value, dict):
+            if not value or not all(isinstance(part, dict) for part in value.values()):
+                yield from ("", f"[{path}{key}]")
+            yield from _lines(value, f"{path}{key}.")
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + "".join(f"\n    {_value(item)}," for item in value) + "\n]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, float):
         text = repr(value)
         return text if re.search(r"[.e]", text) else text + ".0"

@@ -11,9 +11,10 @@ from typing import Any
 from edgeferry_runtime.conditions import conditions, rss_mb
 from edgeferry_runtime.opening import open_for_loop
 from edgeferry_runtime.pipeline import Pipeline
-from edgeferry_runtime.running import choices_of, choose_threads
+from edgeferry_runtime.running import choices_of
 from edgeferry_runtime.sources import open_source
 from edgeferry_runtime.sources.options import redacted
+from edgeferry_runtime.thread_choice import choose_threads
 
 __all__ = ["bench", "process_started_ns"]
 

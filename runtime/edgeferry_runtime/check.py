@@ -32,15 +32,22 @@ def check_here(path: str, variant: str | None, backend: str | None, threads: int
 
 
 def check_in_child(
-    path: str, variant: str | None, backend: str | None, threads: int | None, timeout_s: float = TIMEOUT_S
-) -> dict[str, Any]:
+    path: str, variant: str | None, backend: str | None, threads: int | None, timeout_s: float = TIMEOUT_S,
+    nice: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """The same in a child process; what kills the child is reported, not suffered.
+
+    Args:
+        path, variant, backend, threads: as for ``Model.open``.
+        timeout_s: how long it may take.
+        nice: how much the child's priority is lowered, 0 to 19, where the system knows that.
 
     Returns:
         ``GoldenReport.to_json()``, or ``{"ok": False, "error": ..., "remedy": ...}`` where it came to no report.
     """
     argv = [sys.executable, "-m", "edgeferry_runtime", "check", "--in-process", "--json", "--bundle", path]
-    for option, value in (("--variant", variant), ("--backend", backend), ("--threads", threads)):
+    options = (("--variant", variant), ("--backend", backend), ("--threads", threads), ("--nice", nice or None))
+    for option, value in options:
         if value is not None:
             argv += [option, str(value)]
     try:

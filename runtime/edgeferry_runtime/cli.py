@@ -13,6 +13,8 @@ from edgeferry_runtime.errors import EdgeferryError
 
 __all__ = ["main"]
 
+_ACTIONS = ("state", "models", "reload", "compare", "promote", "abandon", "record")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -101,8 +103,35 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--frames", type=_count, metavar="N", help="end after N results")
     bench.set_defaults(run=_bench)
 
+    profile = commands.add_parser(
+        "profile", parents=[common, engine], help="show what each stage and each operation takes"
+    )
+    add = profile.add_argument
+    add("--source", default="synthetic:1280x720", metavar="SOURCE", help="synthetic:1280x720")
+    add("--seconds", type=_positive, default=6.0, metavar="S", help="how long all of it measures (6)")
+    add("--html", metavar="FILE", help="write a page with the frame as a flame graph")
+    profile.set_defaults(run=_profile)
+
+    ask = commands.add_parser("ctl", help="ask a loop that runs: another version, a comparison, its state")
+    add = ask.add_argument
+    add("action", choices=_ACTIONS, metavar="ACTION", help=", ".join(_ACTIONS))
+    add(
+        "bundle", nargs="?", metavar="BUNDLE", help="of reload: a .ferry file or a folder; else what it began with"
+    )
+    add("--model", metavar="NAME", help="which of several models")
+    add(
+        "--socket",
+        metavar="PATH",
+        help="of the loop; else beside the state file of a loop that was not told where",
+    )
+    add("--wait-s", type=_positive, metavar="S", help="of reload and promote: how long to wait for the end (300)")
+    add("--json", action="store_true", help="print machine-readable JSON")
+    add("--verbose", action="store_true", help="show tracebacks")
+    ask.set_defaults(run=_ctl)
+
     check = commands.add_parser("check", parents=[common], help="replay the bundle's golden frames on this device")
     check.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    check.add_argument("--nice", type=int, default=0, help=argparse.SUPPRESS)
     check.set_defaults(run=_check)
 
     info = commands.add_parser("info", parents=[common], help="show what a bundle is and how it would run here")
@@ -194,9 +223,26 @@ def _bench(arguments: argparse.Namespace) -> int:
     return bench(arguments)
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    _log_to_stderr(arguments.verbose)
+    from edgeferry_runtime.memory import keep_freed_memory
+    from edgeferry_runtime.profiling import profile
+
+    keep_freed_memory()
+    return profile(arguments)
+
+
+def _ctl(arguments: argparse.Namespace) -> int:
+    from edgeferry_runtime.ctl import run
+
+    return run(arguments)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from edgeferry_runtime.check import check_here, check_in_child
 
+    if arguments.nice and hasattr(os, "nice"):
+        os.nice(arguments.nice)
     threads = arguments.threads if isinstance(arguments.threads, int) else None
     options = (arguments.bundle, arguments.variant, arguments.backend, threads)
     report = check_here(*options).to_json() if arguments.in_process else check_in_child(*options)

@@ -20,10 +20,13 @@ from edgeferry_runtime.preprocessing import Preprocessing
 from edgeferry_runtime.strict_json import REBUILD, parse_json
 
 __all__ = [
+    "BINS",
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
+    "Baseline",
     "FileEntry",
     "Golden",
+    "Histogram",
     "Manifest",
     "Quantization",
     "Requires",
@@ -42,6 +45,7 @@ GOLDEN_COLORS = ("bgr", "rgb", "gray", "i420", "nv12", "jpeg")
 SCHEMES = ("int8", "int8-mixed", "int16x8", "dynamic", "float16", "float32")
 BACKENDS = ("ai-edge-litert", "tflite-runtime")
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "arm64", "amd64")
+BINS = 20  # of a histogram: 0 to 0.05, ..., 0.95 to 1
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -268,6 +272,50 @@ class Requires:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How numbers from 0 to 1 lay.
+
+    Attributes:
+        mean: of the numbers.
+        counts: how many lay in each of ``BINS`` bins of equal width, the lowest first; 1 is in the last.
+    """
+
+    mean: float
+    counts: tuple[int, ...]
+
+    @classmethod
+    def read(cls, fields: Fields) -> Histogram:
+        histogram = cls(
+            mean=fields.number("mean", minimum=0.0, maximum=1.0),
+            counts=fields.integers("counts", minimum_length=BINS, minimum=0, maximum=1 << 40),
+        )
+        if len(histogram.counts) > BINS:
+            fields.problem("counts", "has {} entries, must have {}".format(len(histogram.counts), BINS))
+        return histogram
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What was normal while the model was converted: what a device sees is compared with it.
+
+    Attributes:
+        brightness: of the pictures that calibrated and judged, as the model sees them, black 0 and white 1; None
+            for a model that takes no picture.
+        confidence: best score of the first variant's answers to what it was judged by; None for tasks without.
+    """
+
+    brightness: Histogram | None = None
+    confidence: Histogram | None = None
+
+    @classmethod
+    def read(cls, fields: Fields) -> Baseline:
+        return cls(
+            brightness=fields.optional_part("brightness", Histogram.read),
+            confidence=fields.optional_part("confidence", Histogram.read),
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A bundle's contents and meaning; see the field types for each part.
 
@@ -279,6 +327,7 @@ class Manifest:
         preprocessing: None for a model that takes no picture, or several inputs: its inputs come as tensors.
         files: every member but the manifest itself.
         provenance: where it came from: source hash, calibration hash, tool versions, recipe, gate results.
+        baseline: what was normal; None in bundles that say nothing of it.
     """
 
     name: str
@@ -292,6 +341,7 @@ class Manifest:
     provenance: dict[str, Any]
     version: str = ""
     schema_version: int = SCHEMA_VERSION
+    baseline: Baseline | None = None
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = MANIFEST_NAME) -> Manifest:
@@ -343,11 +393,14 @@ class Manifest:
             golden=fields.part("golden", Golden.read),
             files=fields.parts_by_name("files", FileEntry.read),
             provenance=fields.table("provenance"),
+            baseline=fields.optional_part("baseline", Baseline.read),
         )
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored: canonical, readable JSON that carries its own version."""
         value = asdict(self)
+        if self.baseline is None:
+            del value["baseline"]  # as before there was one: the same contents, the same version
         value["version"] = content_version(value)
         return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 

@@ -6,7 +6,7 @@ import os
 import threading
 from dataclasses import replace
 from types import TracebackType
-from typing import Mapping, NamedTuple, Sequence
+from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from edgeferry_runtime.tasks import make_task
 from edgeferry_runtime.tasks.base import Answer
 from edgeferry_runtime.tensors import Stored, dequantize, quantize
 
-__all__ = ["Model", "Placed", "choose_variant"]
+__all__ = ["InterpreterFactory", "Model", "Placed", "choose_variant", "in_process"]
+
+# The .tflite file, what runs it, threads, delegate, and whether XNNPACK may be used.
+InterpreterFactory = Callable[[str, Backend, Optional[int], Optional[DelegateSpec], bool], Interpreter]
 
 
 class Placed(NamedTuple):
@@ -75,6 +78,14 @@ def choose_variant(
         else:
             return variant
     raise BackendError("no variant of the bundle can run here ({})".format("; ".join(reasons)))
+
+
+def in_process(
+    file: str, backend: Backend, threads: int | None, spec: DelegateSpec | None, xnnpack: bool
+) -> Interpreter:
+    """An interpreter with its delegate in this very process."""
+    loaded = load(spec, backend, threads or default_threads()) if spec else None
+    return Interpreter(file, backend, threads, loaded, xnnpack)
 
 
 class Model:
@@ -144,6 +155,7 @@ class Model:
         accelerators: Sequence[str] | None = None,
         threshold: float | None = None,
         top_k: int | None = None,
+        make: InterpreterFactory = in_process,
     ) -> Model:
         """Verify a bundle, choose a variant and load it.
 
@@ -157,6 +169,7 @@ class Model:
             xnnpack: False keeps the interpreter from using XNNPACK.
             accelerators: kinds that may be used; None asks the system which are there.
             threshold, top_k: in the place of the bundle's; None leaves those.
+            make: makes the interpreter once all is chosen.
 
         Raises:
             BundleError, BackendError, DependencyError, UsageError: and their subclasses.
@@ -182,7 +195,7 @@ class Model:
                 wanted = default_delegate(chosen.scheme, engine)
             file = _verified(bundle, chosen.file)
             interpreter, used = _interpreter(
-                file, engine, threads, wanted, asked=bool(delegate or chosen.delegate), xnnpack=xnnpack
+                make, file, engine, threads, wanted, asked=bool(delegate or chosen.delegate), xnnpack=xnnpack
             )
             model = cls(bundle, chosen, interpreter, threshold, top_k)
             model.delegate = used
@@ -294,8 +307,11 @@ class Model:
         return self.decode()
 
     def close(self) -> None:
-        """Give the bundle's files back; results that were handed out stay valid."""
+        """Give the bundle's files back and end a worker process; results that were handed out stay valid."""
         self.bundle.close()
+        close = getattr(self.interpreter, "close", None)  # an interpreter in this process needs none
+        if close is not None:
+            close()
 
     def __enter__(self) -> Model:
         return self
@@ -327,16 +343,22 @@ def _verified(bundle: Bundle, member: str) -> str:
 
 
 def _interpreter(
-    file: str, backend: Backend, threads: int | None, spec: DelegateSpec | None, asked: bool, xnnpack: bool
+    make: InterpreterFactory,
+    file: str,
+    backend: Backend,
+    threads: int | None,
+    spec: DelegateSpec | None,
+    asked: bool,
+    xnnpack: bool,
 ) -> tuple[Interpreter, str]:
     """An interpreter with its delegate, and that one's name; a delegate nobody asked for may be left out."""
     try:
-        loaded = load(spec, backend, threads or default_threads()) if spec else None
-        return Interpreter(file, backend, threads, loaded, xnnpack), str(spec) if loaded is not None else ""
+        interpreter = make(file, backend, threads, spec, xnnpack)
+        return interpreter, str(spec) if interpreter.delegate is not None else ""
     except BackendError:
         if asked or spec is None:
             raise
-        return Interpreter(file, backend, threads, None, xnnpack), ""
+        return make(file, backend, threads, None, xnnpack), ""
 
 
 def _asked_for(declared: Postprocessing, threshold: float | None, top_k: int | None) -> Postprocessing:

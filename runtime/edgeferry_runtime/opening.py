@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from edgeferry_runtime.backend import find_backend, installed_backends
 from edgeferry_runtime.bundle import Bundle
@@ -12,10 +12,10 @@ from edgeferry_runtime.delegate import DelegateSpec, parse_delegate, probe_in_ch
 from edgeferry_runtime.delegated import delegated_share, require_delegate, undelegated_warning
 from edgeferry_runtime.errors import BackendError
 from edgeferry_runtime.manifest import Manifest
-from edgeferry_runtime.model import Model, choose_variant
+from edgeferry_runtime.model import InterpreterFactory, Model, choose_variant, in_process
 from edgeferry_runtime.standby import Standby
 
-__all__ = ["Choices", "check_architecture", "open_for_loop", "open_model", "warn_if_undelegated"]
+__all__ = ["Choices", "check_architecture", "open_for_loop", "open_model", "open_warm", "warn_if_undelegated"]
 
 _LOG = logging.getLogger("edgeferry")
 
@@ -40,8 +40,15 @@ class Choices(NamedTuple):
     any_arch: bool = False
 
 
-def open_model(choices: Choices, accelerators: list[str] | None = None) -> Model:
+def open_model(
+    choices: Choices, accelerators: list[str] | None = None, make: InterpreterFactory = in_process
+) -> Model:
     """Open what was chosen, and hold it to what is required of it.
+
+    Args:
+        choices: what to open.
+        accelerators: kinds that may be used; None asks the system which are there.
+        make: makes the interpreter, in this process or another.
 
     Raises:
         UsageError, BundleError, BackendError, DependencyError.
@@ -56,10 +63,22 @@ def open_model(choices: Choices, accelerators: list[str] | None = None) -> Model
         accelerators=accelerators,
         threshold=choices.threshold,
         top_k=choices.top_k,
+        make=make,
     )
     try:
         if choices.require_delegate is not None:
             require_delegate(model.interpreter, choices.require_delegate)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def open_warm(opener: Callable[[], Model]) -> Model:
+    """What it opens, run once: what fails at its first invoke is not open, and kernels are set up by then."""
+    model = opener()
+    try:
+        model.warm_up(1)
     except BaseException:
         model.close()
         raise

@@ -29,6 +29,7 @@ from edgeferry_runtime.sinks.base import Sink
 from edgeferry_runtime.sources import open_source
 from edgeferry_runtime.sources.base import Frame, FrameSource
 from edgeferry_runtime.summary import Summary, Tally
+from edgeferry_runtime.tasks.base import Answer
 
 if TYPE_CHECKING:
     from edgeferry_runtime.service import Heartbeat
@@ -103,6 +104,7 @@ class Pipeline:
         self._owned = ExitStack()
         self._error: BaseException | None = None
         self._failed: Model | None = None  # frames that were prepared for it go to the one that took its place
+        self._failed_ns = 0
         # What the interpreter takes, smoothed: when to take the next frame.
         self._cycle_ns = self._idle_at_ns = 0
 
@@ -342,7 +344,7 @@ class Pipeline:
         if max_age_ns and taken - frame.captured_ns > max_age_ns:
             tally.losses["stale"] += 1
             return None
-        if model is self._failed:
+        if model is self._failed and read < self._failed_ns:  # who chose it later knew that it had failed
             model, placed = self._prepare_again(frame)
         elif tensor is None:
             assert picture is not None  # noqa: S101 - one of the two is there
@@ -359,10 +361,11 @@ class Pipeline:
             return None
         invoked = clock()
         try:
-            answer = model.decode(placed)
+            answer = self._decode(model, placed, frame)
         except BackendError as error:
             tally.survive(error, "invalid", frame.number)
             return None
+        model = self.model
         done = clock()
         self._cycle_ns = smoothed(self._cycle_ns, done - start)
         captured = frame.captured_ns
@@ -390,6 +393,7 @@ class Pipeline:
             stages,
             tally.lost + self._source.dropped,
             answer,
+            frame.region,
         )
         for outlet in self._outlets:
             outlet.put(frame, result)
@@ -408,14 +412,34 @@ class Pipeline:
         try:
             model.invoke()
         except BackendError as error:
-            self._failed = model
-            model = self._roster.replace(model, error)
+            failed = model
+            try:
+                model = self._roster.replace(failed, error)
+            finally:
+                self._failed, self._failed_ns = failed, time.monotonic_ns()
             self.tally.trouble = error.message
             self.model = model
             model, placed = self._prepare_again(frame)
             model.invoke()
         self.model = model
         return model, placed
+
+    def _decode(self, model: Model, placed: Placed, frame: Frame) -> Answer:
+        """The answer; where it is none, that of the model the roster would rather have run the frame with.
+
+        Raises:
+            BackendError: it is none, and there is no such model, or its answer is none as well.
+        """
+        try:
+            return model.decode(placed)
+        except BackendError as error:
+            other = self._roster.invalid(model, error)
+            if other is None:
+                raise
+            self.model = other
+            _, placed = self._prepare_again(frame)
+            other.invoke()
+            return other.decode(placed)
 
     def _prepare_again(self, frame: Frame) -> tuple[Model, Placed]:
         """A frame that was prepared for a model that failed since."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -131,7 +132,7 @@ class Preparation:
         """With what, and where to, a frame is preprocessed for a model."""
         if self.ahead:
             ring = self._rings.get(id(model))
-            if ring is None or ring.model is not model:
+            if ring is None or ring.model() is not model:
                 ring = self._new_ring(model)
             self.preprocessor = ring.preprocessor
             return ring.preprocessor, None if self.late else ring.tensor()
@@ -167,7 +168,7 @@ class _Ring:
     """
 
     def __init__(self, model: Model) -> None:
-        self.model = model
+        self.model = weakref.ref(model)  # one that was retired must not stay in memory for its ring
         spec = model.variant.inputs[0]
         assert model.preprocessor is not None  # noqa: S101 - the pipeline, or its roster, saw to it
         self.preprocessor = Preprocessor(model.preprocessor.declared, spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from edgeferry_runtime.sources.base import Region
 from edgeferry_runtime.tasks.base import Answer
 
 __all__ = ["STAGES", "Result"]
@@ -32,6 +33,8 @@ class Result(NamedTuple):
         stages_us: microseconds a stage, in the order of ``STAGES``.
         dropped: frames so far that came to no result: never read, stale, still or damaged.
         answer: the task's.
+        region: which part of the frame was run, where it was not the whole.
+        model: name of the model or ensemble where several run on one source, else "".
     """
 
     frame: int
@@ -45,6 +48,8 @@ class Result(NamedTuple):
     stages_us: tuple[float, ...]
     dropped: int
     answer: Answer
+    region: Region | None = None
+    model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a line of JSON."""
@@ -61,5 +66,9 @@ class Result(NamedTuple):
         }
         if self.name:
             value["name"] = self.name
+        if self.model:
+            value["model"] = self.model
+        if self.region is not None:
+            value["region"] = self.region.to_json()
         value.update(self.answer.to_json())
         return value

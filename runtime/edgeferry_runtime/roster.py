@@ -39,5 +39,12 @@ class Roster:
         """
         raise error
 
+    def invalid(self, model: Model, error: BackendError) -> Model | None:
+        """What to run a frame with again to which a model gave an answer that is none; None loses the frame.
+
+        Called in the interpreter's thread.
+        """
+        return None
+
     def close(self) -> None:
         """Let go of what it holds."""

@@ -1,4 +1,4 @@
-"""run.json: what a board runs (source, sinks, and the choices about model and loop), read without trusting it.
+"""run.json: what a board runs (source, models, sinks, and what looks on), read without trusting it.
 
 Part of the contract: the workstation writes the file and the board reads it, both through this module.  It knows
 neither numpy nor the sources and sinks themselves: what only a board can tell (is there such a camera?) is found
@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Mapping
 
+from edgeferry_runtime.candidate_config import CandidateConfig
+from edgeferry_runtime.drift_config import DriftConfig
 from edgeferry_runtime.errors import ManifestError, UsageError
 from edgeferry_runtime.fields import Fields, did_you_mean
+from edgeferry_runtime.governor_config import GovernorConfig
+from edgeferry_runtime.lanes_config import EnsembleConfig, LaneConfig, lanes_problems
+from edgeferry_runtime.model_config import BACKENDS, LINE, ModelConfig
+from edgeferry_runtime.recorder_config import RecorderConfig
 from edgeferry_runtime.strict_json import parse_json
+from edgeferry_runtime.view_config import ViewConfig
 
 __all__ = [
     "BACKENDS", "MAX_BYTES", "NAME", "PIPELINED", "SCHEMA_VERSION", "SINKS", "SOURCES",
@@ -24,7 +31,6 @@ __all__ = [
 NAME = "run.json"
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 << 10  # one is some hundred bytes
-BACKENDS = ("ai-edge-litert", "tflite-runtime")
 PIPELINED = ("auto", "on", "off")
 # The kinds of sources and sinks there are, as sources/ and sinks/ open them.
 SOURCES = (
@@ -33,6 +39,7 @@ SOURCES = (
 )  # fmt: skip
 SINKS = ("jsonl", "csv", "mqtt", "mqtts", "webhook", "gpio", "annotate", "record")
 
+_SWITCHES = ("governor", "recorder", "drift", "view")
 _LONGEST_URI = 8192
 # Sources that are not played from a file: cameras, @FILE, and all kinds but recordings.
 _NOT_PLAYED = re.compile(r"@|/dev/|[0-9]+(\?|\Z)|(?!replay:)[a-z][a-z0-9+-]+:")
@@ -51,47 +58,6 @@ _USER_IN_SINK = (
     "holds a user or a password, and this file is carried about; write the password into a file on the board: "
     "mqtt://HOST/TOPIC?username=NAME&password_file=FILE, webhook:URL#token_file=FILE"
 )
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Choices about the model, as the command line has them; None leaves them to bundle and board.
-
-    Attributes:
-        variant, backend: by name.
-        threads: of the interpreter, or "auto": measured once.
-        delegate: "xnnpack", "edgetpu[:usb:N]" or "PATH.so[?key=value&...]".
-        xnnpack: whether the interpreter may use XNNPACK.
-        require_delegate: the least share of operations that must be delegated, 0 to 1.
-        threshold: lowest score to report, 0 to 1.
-        top_k: so many classes or boxes at most.
-        any_arch: also run what was made for another architecture.
-    """
-
-    variant: str | None = None
-    backend: str | None = None
-    threads: int | str | None = None
-    delegate: str | None = None
-    xnnpack: bool = True
-    require_delegate: float | None = None
-    threshold: float | None = None
-    top_k: int | None = None
-    any_arch: bool = False
-
-    @classmethod
-    def read(cls, fields: Fields) -> ModelConfig:
-        """Read it, noting every problem in ``fields``."""
-        return cls(
-            variant=fields.optional("variant", lambda key: _line(fields, key)),
-            backend=fields.optional("backend", lambda key: fields.choice(key, BACKENDS)),
-            threads=fields.optional("threads", lambda key: _threads(fields, key)),
-            delegate=fields.optional("delegate", lambda key: _line(fields, key)),
-            xnnpack=fields.boolean("xnnpack", True),
-            require_delegate=fields.optional("require_delegate", fields.share),
-            threshold=fields.optional("threshold", fields.share),
-            top_k=fields.optional("top_k", lambda key: fields.integer(key, minimum=1)),
-            any_arch=fields.boolean("any_arch", False),
-        )
 
 
 @dataclass(frozen=True)
@@ -130,14 +96,27 @@ class RunConfig:
 
     Attributes:
         source: where frames come from, as ``--source`` has it.
-        sinks: where results go, as ``--sink`` has it; none is possible.
-        model, loop: further choices.
+        sinks: where results go, as ``--sink`` has it; none is possible.  With several models, those of all.
+        model: choices about the one model.
+        models, ensembles: several models on one source, and ensembles among them, by name; none for the one.
+        loop: choices about the loop.
+        memory_mb: what several models may hold together, MiB; None for no limit.
+        candidate: another version of the one model, tried beside it.
+        governor, recorder, drift, view: each None where it is off.
     """
 
     source: str
     sinks: tuple[str, ...] = ()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 - it is frozen
     loop: LoopConfig = LoopConfig()
+    models: Mapping[str, LaneConfig] = field(default_factory=dict)
+    ensembles: Mapping[str, EnsembleConfig] = field(default_factory=dict)
+    memory_mb: float | None = None
+    candidate: CandidateConfig | None = None
+    governor: GovernorConfig | None = None
+    recorder: RecorderConfig | None = None
+    drift: DriftConfig | None = None
+    view: ViewConfig | None = None
 
     @classmethod
     def read(cls, fields: Fields) -> RunConfig:
@@ -157,7 +136,26 @@ class RunConfig:
             fields.problem(
                 "loop.realtime", "is for video files and recordings; in the file of @FILE write ?realtime=1"
             )
-        return cls(source, sinks, fields.optional_part("model", ModelConfig.read) or ModelConfig(), loop)
+        one = fields.optional_part("model", ModelConfig.read)
+        before = len(fields.problems)
+        models = fields.optional("models", lambda key: fields.parts_by_name(key, LaneConfig.read)) or {}
+        ensembles = fields.optional("ensembles", lambda key: fields.parts_by_name(key, EnsembleConfig.read)) or {}
+        if len(fields.problems) == before:  # what they are together means something when each is well
+            for path, problem in lanes_problems(models, ensembles, sinks, _sink_problems):
+                fields.problem(path, problem)
+        candidate = fields.optional_part("candidate", CandidateConfig.read)
+        for key, part in (("model", one), ("candidate", candidate)):
+            if models and part is not None:
+                fields.problem(key, "is for one model, and `models` names several")
+        return cls(
+            source, sinks, one or ModelConfig(), loop, models, ensembles,
+            memory_mb=fields.optional("memory_mb", lambda key: fields.number(key, above=0)),
+            candidate=candidate,
+            governor=fields.optional_part("governor", GovernorConfig.read),
+            recorder=fields.optional_part("recorder", RecorderConfig.read),
+            drift=fields.optional_part("drift", DriftConfig.read),
+            view=fields.optional_part("view", ViewConfig.read),
+        )  # fmt: skip
 
     @classmethod
     def parse(cls, data: bytes, name: str = NAME) -> RunConfig:
@@ -181,13 +179,10 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is as it is by default is left out."""
-        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "source": self.source}
-        if self.sinks:
-            content["sinks"] = list(self.sinks)
-        for name, part in (("model", _said(self.model)), ("loop", _said(self.loop))):
-            if part:
-                content[name] = part
-        return content
+        said = _said(self)
+        # A part that is on by being there stays, with nothing in it.
+        kept = {key: value for key, value in said.items() if value != {} or key in _SWITCHES}
+        return dict({"schema_version": SCHEMA_VERSION}, **kept)
 
     def to_json(self) -> str:
         """The file's text, the same for equal configs."""
@@ -235,23 +230,20 @@ def from_table(table: Any, name: str = NAME) -> RunConfig:
     return config
 
 
-def _said(part: ModelConfig | LoopConfig) -> dict[str, Any]:
+def _said(part: Any) -> dict[str, Any]:
     """What a part says beyond its defaults, by key."""
     values = ((field.name, getattr(part, field.name), field.default) for field in fields(part))
-    return {name: value for name, value, default in values if value != default}
+    return {name: _plain(value) for name, value, default in values if value != default}
 
 
-def _threads(fields: Fields, key: str) -> int | str:
-    if isinstance(fields._value[key], str):
-        return fields.choice(key, ("auto",))
-    return fields.integer(key, minimum=1)
-
-
-_LINE = re.compile("[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+\\Z")  # also no half of a character, which no file can hold
-
-
-def _line(fields: Fields, key: str) -> str:
-    return fields.text(key, pattern=_LINE, means="one line, and not empty")
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if is_dataclass(value):
+        return _said(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def _source_problems(uri: str) -> list[str]:
@@ -278,7 +270,7 @@ def _sink_problems(uri: str) -> list[str]:
 
 def _uri_problems(uri: str, secret: str) -> list[str]:
     """What is wrong with any uri; shows nothing of it."""
-    if not 0 < len(uri) <= _LONGEST_URI or not _LINE.match(uri) or uri != uri.strip():
+    if not 0 < len(uri) <= _LONGEST_URI or not LINE.match(uri) or uri != uri.strip():
         return ["must be one line of 1 to {} characters, without space around it".format(_LONGEST_URI)]
     if _USER.search(uri) or _SECRET_OPTION.search(uri):
         return [secret]

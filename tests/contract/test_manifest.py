@@ -106,6 +106,14 @@ def change(path, value):
         (["files", "../../etc/passwd"], {"size": 1, "sha256": "0" * 64}, "is not a name a member may have"),
         (["files", "LABELS.TXT"], {"size": 1, "sha256": "0" * 64}, "differ only in case"),
         (["requires", "arch"], ["sparc"], "requires.arch: is 'sparc'"),
+        (["baseline"], {"brightness": {"mean": 2, "counts": [1] * 20}}, "baseline.brightness.mean: is 2.0"),
+        (
+            ["baseline"],
+            {"confidence": {"mean": 1, "counts": [1] * 19}},
+            "counts: has 19 entries, needs at least 20",
+        ),
+        (["baseline"], {"confidence": {"mean": 1, "counts": [1] * 21}}, "counts: has 21 entries, must have 20"),
+        (["baseline"], {"confidence": {"mean": 1, "counts": [-1] * 20}}, "baseline.confidence.counts: is -1"),
         (["requires", "min_glibc"], "new", "requires.min_glibc: is 'new'"),
     ],
 )

@@ -85,7 +85,7 @@ lines = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_siz
 configs = st.builds(
     RunConfig,
     lines.map("clip \"\\'é".__add__).map(str.strip),
-    st.lists(st.sampled_from(["jsonl:-", "csv:a \"b'\\c"]), max_size=3).map(tuple),
+    st.lists(st.sampled_from(["jsonl:-", "csv:a \"b'\\c"]), max_size=3, unique=True).map(tuple),
     st.builds(
         ModelConfig, words, st.none() | st.sampled_from(BACKENDS),
         st.none() | st.just("auto") | st.integers(1, 64), words, st.booleans(), shares, shares,
@@ -102,6 +102,30 @@ configs = st.builds(
 def test_there_and_back(config):
     text = to_toml(config)
     assert compile_toml(text.encode()) == config
+    assert to_toml(compile_toml(text.encode())) == text
+
+
+def test_tables_in_tables_and_lists_of_tables_are_written_as_they_are_read():
+    text = """source = "/dev/video0"
+
+[models.finder]
+every = 2
+
+[models.plates]
+bundle = "/opt/plates"
+after = "finder"
+classes = [
+    "car",
+]
+
+[governor]
+ladder = [
+    {  },
+    { variant = "int8", fps = 5.0 },
+]
+
+[view]
+"""
     assert to_toml(compile_toml(text.encode())) == text
 
 

@@ -73,6 +73,59 @@ def test_the_least_file_and_what_is_null():
     assert least.to_json() == '{\n "schema_version": 1,\n "source": "picamera2:0"\n}\n'
 
 
+SEVERAL = {
+    "schema_version": 1,
+    "source": "/dev/video0",
+    "models": {
+        "finder": {"every": 2, "sinks": ["jsonl:/tmp/boxes.jsonl"]},
+        "plates": {"bundle": "/opt/plates", "after": "finder", "classes": ["car"], "margin": 0.1, "top_k": 1},
+        "a": {"bundle": "/opt/a", "process": "worker", "load": "lazy"},
+        "b": {"bundle": "/opt/b", "threads": 2},
+    },
+    "ensembles": {"both": {"of": ["a", "b"], "how": "vote", "sinks": ["csv:/tmp/both.csv"]}},
+    "memory_mb": 200.0,
+    "recorder": {"folder": "/var/lib/edgeferry/flights"},
+    "drift": {"window": 100},
+    "view": {"listen": "127.0.0.1:8081"},
+}  # fmt: skip
+TRIED = {
+    "schema_version": 1,
+    "source": "/dev/video0",
+    "candidate": {"bundle": "/opt/next", "promote": "agreement >= 0.98 over 5000 frames and p90 <= 1.1x"},
+    "governor": {"ladder": [{}, {"fps": 5.0}, {"variant": "int8", "fps": 2.0}], "max_temperature_c": 70.0},
+}
+
+
+@pytest.mark.parametrize("content", [SEVERAL, TRIED])
+def test_files_with_several_models_and_with_two_versions(content):
+    config = parse(content)
+    assert json.loads(config.to_json()) == content
+    assert RunConfig.parse(config.to_json().encode()) == config
+
+
+def test_one_model_and_several_are_either_or():
+    message = refused(dict(SEVERAL, model={"top_k": 1}, candidate={"bundle": "/opt/next"}))
+    assert "run.json: model: is for one model, and `models` names several" in message
+    assert "run.json: candidate: is for one model, and `models` names several" in message
+
+
+def test_what_models_are_together_is_looked_at():
+    content = json.loads(json.dumps(SEVERAL))
+    content["models"]["finder"]["after"] = "plates"
+    content["ensembles"]["both"]["of"][1] = "bb"
+    content["sinks"] = ["csv:/tmp/both.csv"]
+    message = refused(content)
+    for words in ("models.finder.after: goes in a circle", "ensembles.both.of[1]: 'bb' is no model",
+                  "ensembles.both.sinks[0]: writes where"):  # fmt: skip
+        assert words in message
+
+
+def test_two_sinks_on_one_file_are_refused():
+    assert "sinks[1]: writes where sinks[0] writes already" in refused(
+        with_sinks("csv:/tmp/a", "csv:/tmp/../tmp/a")
+    )
+
+
 shares = st.none() | st.floats(0, 1)
 words = st.none() | st.text(
     st.characters(min_codepoint=33, max_codepoint=0x2FF, blacklist_categories=["Cc"]), min_size=1
@@ -80,7 +133,9 @@ words = st.none() | st.text(
 configs = st.builds(
     RunConfig,
     st.sampled_from(["0", "/dev/video1?fps=3", "picamera2:0", "@/etc/cam", "rtsp://host/a?b=c", "C:\\x.avi"]),
-    st.lists(st.sampled_from(["jsonl:-", "csv:a b", "webhook:https://h/x#token_file=t"]), max_size=3).map(tuple),
+    st.lists(
+        st.sampled_from(["jsonl:-", "csv:a b", "webhook:https://h/x#token_file=t"]), max_size=3, unique=True
+    ).map(tuple),
     st.builds(
         ModelConfig, words, st.none() | st.sampled_from(run_config.BACKENDS),
         st.none() | st.just("auto") | st.integers(1, 64), words, st.booleans(), shares, shares,
@@ -457,4 +512,3 @@ def test_realtime_joins_the_options_of_the_source(bundle, video, tmp_path, monke
 def test_equal_configs_are_equal_and_changed_ones_are_not():
     config = parse(WHOLE)
     assert replace(config, loop=LoopConfig()) != config
-    assert hash(parse(WHOLE)) == hash(config)

@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeferry_runtime import pixels as formats
 from edgeferry_runtime.errors import FrameError
 
-__all__ = ["PICTURES", "WAITING", "Frame", "FrameSource", "Request"]
+__all__ = ["PICTURES", "WAITING", "Frame", "FrameSource", "Region", "Request"]
 
 # Endings of the picture files that OpenCV decodes in every build.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+
+
+class Region(NamedTuple):
+    """Which part of a frame a picture was cut out of, for which box.
+
+    Attributes:
+        box: its place in the answer that named it, counted from 0.
+        label: the box's class, "" without labels.
+        score: the box's, 0 to 1.
+        x, y: upper left corner of the part, in pixels of the whole frame.
+        width, height: of the part, in pixels; with the margin, and clipped to the frame.
+        within: what the box was found in, where that was a part of the frame itself.
+    """
+
+    box: int
+    label: str
+    score: float
+    x: int
+    y: int
+    width: int
+    height: int
+    within: Region | None = None
+
+    @property
+    def boxes(self) -> tuple[int, ...]:
+        """The boxes' places from the whole frame inwards: no two parts of one frame have the same."""
+        return (*(self.within.boxes if self.within else ()), self.box)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a line of JSON."""
+        value: dict[str, Any] = dict(self._asdict(), score=round(self.score, 6))
+        value.pop("within")
+        if self.within is not None:
+            value["within"] = self.within.to_json()
+        return value
 
 
 class Frame(NamedTuple):
@@ -25,6 +60,7 @@ class Frame(NamedTuple):
         number: counts from 0 what the source was given; a gap means frames that were dropped or damaged.
         captured_ns: when the source had it, ``time.monotonic_ns()``; a frame's age counts from here.
         name: where it came from (a file's name), "" for streams.
+        region: which part of the source's frame of this number it is; None for the whole.
     """
 
     pixels: np.ndarray
@@ -32,6 +68,7 @@ class Frame(NamedTuple):
     number: int
     captured_ns: int
     name: str = ""
+    region: Region | None = None
 
 
 # What ``read`` gives when the time is over and there is no frame yet; compare with ``is``.

@@ -30,6 +30,10 @@ class Answer(ABC):
     def headline(self) -> str:
         """A few words to draw on the frame; "-" when there is nothing to say."""
 
+    def confidence(self) -> float | None:
+        """How sure it is, 0 to 1: its best score, 0 where nothing reaches the threshold; None without scores."""
+        return None
+
 
 class Numbers(NamedTuple):
     """An output's numbers without their batch dimension: real ones, or levels that are ordered as those are.

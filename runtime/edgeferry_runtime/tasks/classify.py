@@ -40,6 +40,9 @@ class Classification(Answer):
             ]
         }  # fmt: skip
 
+    def confidence(self) -> float | None:
+        return self.classes[0].score if self.classes else 0.0
+
     def headline(self) -> str:
         if not self.classes:
             return "-"

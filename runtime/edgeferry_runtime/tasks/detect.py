@@ -75,6 +75,9 @@ class Detection(Answer):
             ]
         }
 
+    def confidence(self) -> float | None:
+        return self.boxes[0].score if self.boxes else 0.0
+
     def headline(self) -> str:
         """How many of what, the class of the best box first: "2 person, 1 dog"."""
         counts = Counter(box.label or str(box.index) for box in self.boxes)

@@ -89,6 +89,9 @@ class Poses(Answer):
             ]
         }
 
+    def confidence(self) -> float | None:
+        return self.poses[0].score if self.poses else 0.0
+
     def headline(self) -> str:
         """How many, and how sure the best is: "2 poses, 87%"."""
         if not self.poses:
