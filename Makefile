@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml runtime/pyproject.toml converter/pyproject.toml dep
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("edgeferry needs Python 3.11 or newer on a workstation, this is " + sys.version.split()[0] + "; say which: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ./runtime[litert,camera] -e ./converter -e ./deploy[demo] -e .[dev]
+	$(BIN)/python -m pip install --quiet -e ./runtime[litert,camera,view] -e ./converter -e ./deploy[demo] -e .[dev]
 	@touch $(INSTALLED)
 
 demo: install

@@ -145,14 +145,15 @@ def bundle_blobs(bundle: Bundle) -> tuple[Blob, ...]:
 
 
 def pack_runtime(folder: Path) -> Blob:
-    """The runtime's own source files as a deterministic zip: what the workstation has is what the board runs.
+    """The runtime's own files as a deterministic zip: what the workstation has is what the board runs.
 
     Args:
         folder: the `edgeferry_runtime` package.
     """
     buffer = io.BytesIO()
+    kinds = (".py", ".html", ".css", ".js", ".svg")  # the live page's files among them
     sources = sorted(
-        path for path in folder.rglob("*") if path.is_file() and (path.suffix == ".py" or path.name == "py.typed")
+        path for path in folder.rglob("*") if path.is_file() and (path.suffix in kinds or path.name == "py.typed")
     )
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path in sources:

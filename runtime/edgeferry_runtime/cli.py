@@ -94,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         "--realtime", action="store_const", const=True, help="play a video file at its own rate, as a camera would"
     )
     add("--pipelined", choices=("auto", "on", "off"), help="read frames beside the interpreter")
+    add(
+        "--view",
+        nargs="?",
+        const="127.0.0.1:8080",
+        metavar="ADDRESS:PORT",
+        help="show a live page (127.0.0.1:8080)",
+    )
+    add("--view-token-file", metavar="FILE", help="with the page's secret; addresses but this machine's need one")
     add("--state", metavar="FILE", help="where to tell how it goes; else in the system's runtime folder")
     run.set_defaults(run=_run)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Callable
 
 from edgeferry_runtime.errors import EdgeferryError, SinkError, UsageError
@@ -17,6 +18,7 @@ from edgeferry_runtime.run_config import RunConfig, load
 from edgeferry_runtime.runner import Runner
 from edgeferry_runtime.running_one import open_one
 from edgeferry_runtime.service import ClockWatch, Heartbeat, Notifier, StateFile, StateThread, state_path
+from edgeferry_runtime.view_config import ViewConfig
 
 __all__ = ["choices_of", "run", "with_config"]
 
@@ -53,6 +55,8 @@ def with_config(arguments: argparse.Namespace) -> argparse.Namespace:
     if not arguments.config and not arguments.source:
         raise UsageError("no source is given", "Name one with --source, or a file that does with --config.")
     config = load(arguments.config) if arguments.config else RunConfig(arguments.source)
+    if arguments.view:
+        config = replace(config, view=ViewConfig(arguments.view, arguments.view_token_file))
     file = dict(vars(config.model), **vars(config.loop), source=config.source, sink=list(config.sinks))
     given = vars(arguments)
     settings = argparse.Namespace(**dict(given, **{key: file[key] for key in file if given.get(key) is None}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Sequence
 
 __all__ = ["LatencyStats"]
 
@@ -40,6 +41,15 @@ class LatencyStats:
             if count and seen >= wanted:
                 return float(min(2 ** ((index + 0.5) / _STEPS), self.max_us))
         return 0.0
+
+    def up_to(self, powers: Sequence[int]) -> list[int]:
+        """Samples of less than 2 ** power us, for each power; rising ones."""
+        counts, found, total, at = list(self._buckets), [], 0, 0
+        for power in powers:
+            total += sum(counts[at : power * _STEPS])
+            at = power * _STEPS
+            found.append(total)
+        return found
 
     def to_json(self) -> dict[str, float]:
         """p50, p90, p99, max and mean in microseconds."""

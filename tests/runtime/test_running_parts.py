@@ -212,7 +212,8 @@ def test_several_models_on_one_camera(start, versions, tmp_path):
     results = loop.results()
     by_model = {name: [r for r in results if r.get("model") == name] for name in ("a", "b", "c", "both")}
     assert all(by_model[name] for name in ("a", "b", "c"))
-    assert {r["frame"] % 2 for r in by_model["b"]} == {0} or {r["frame"] % 2 for r in by_model["b"]} == {1}
+    blocks = [r["frame"] // 2 for r in by_model["b"]]  # of each two frames the first that is seen
+    assert len(set(blocks)) == len(blocks)
     joined = {r["frame"] for r in by_model["a"]} & {r["frame"] for r in by_model["c"]}
     assert len(joined) > 20
     assert (tmp_path / "both.csv").read_text().count("\n") > 20
