@@ -24,12 +24,23 @@ __all__ = ["Current", "current_release", "device_run", "run", "runtime_command",
 
 TAKES_BUNDLE = ("run", "bench", "check", "info")
 
+# ctl asks the service's own loop, unless another socket is named.
 RUN = (
     START
     + r"""
+root=$1
 launcher=$1/env/$2/edgeferry-run
 shift 2
 if [ ! -x "$launcher" ]; then echo "$launcher is missing" >&2; exit 127; fi
+if [ "$1" = ctl ] && [ -f "$root/service/control" ]; then
+  case " $* " in
+    *" --so"*) ;;
+    *)
+      folder=$(cd -- "$root" && sh service/control runtime "$root") || exit
+      set -- "$@" --socket "$folder/control.sock"
+      ;;
+  esac
+fi
 exec "$launcher" "$@"
 """
 )

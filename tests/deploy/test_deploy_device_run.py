@@ -273,6 +273,31 @@ def test_run_hands_output_and_status_on(device, make_bundle, runtime_folder, cap
     assert b"damaged" in capfdbinary.readouterr().out
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ctl", "state"], "ctl state --socket /run/edge ferry/control.sock"),
+        (["ctl", "state", "--socket", "/x"], "ctl state --socket /x"),
+        (["ctl", "state", "--socket=/x"], "ctl state --socket=/x"),
+        (["check"], "check"),
+    ],
+)
+def test_ctl_asks_the_loop_of_the_service(tmp_path, shell, words, expected):
+    for name, text in (
+        ("env/e/edgeferry-run", '#!/bin/sh\necho "$*"\n'),
+        ("service/control", '#!/bin/sh\n[ "$1" = runtime ] && echo "/run/edge ferry"\n'),
+    ):
+        path = tmp_path / "root of it" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    prefix = [shell, "sh"] if shell == "busybox" else [shell]
+    argv = [*prefix, "-c", device_run.RUN, "run", str(tmp_path / "root of it"), "e", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
 def test_run_without_a_release_says_what_to_do(device):
     with pytest.raises(NoReleaseError, match="nothing has been pushed"):
         device_run.run(arguments(device, "check"))
