@@ -25,7 +25,16 @@ __all__ = [
 
 _REFERENCE = "reference"
 _LARGEST = 1 << 20  # bytes
-_OF_CHANNELS = ("measure", "target", "importance", "rounds", "align")
+_OF_CHANNELS = (
+    "measure",
+    "target",
+    "importance",
+    "start_epochs",
+    "rounds",
+    "round_epochs",
+    "reconstruct",
+    "align",
+)
 _OF_MAGNITUDE = ("sparsity", "schedule", "initial_sparsity", "until", "pattern", "include", "exclude")
 
 
@@ -50,7 +59,10 @@ class Prune:
     measure: str = "macs"
     target: float = 0.5
     importance: str = "taylor"
+    start_epochs: int = 4
     rounds: int = 4
+    round_epochs: int = 1
+    reconstruct: bool = True
     align: int = 8
     sparsity: float = 0.8
     schedule: str = "polynomial"
@@ -66,6 +78,8 @@ class Distill:
     """Whose answers train the smaller model beside the labels."""
 
     teacher: str = "source"
+    teacher_epochs: int = 10
+    teacher_learning_rate: float = 0.001
     temperature: float = 4.0
     alpha: float = 0.5
     allow_weak: bool = False
@@ -77,8 +91,9 @@ class Qat:
 
     weights: str = "per-channel"
     bits: int = 8
+    float_epochs: int = 10
     epochs: int = 5
-    learning_rate: float = 0.0001
+    learning_rate: float = 0.00003
 
 
 @dataclass(frozen=True)
@@ -105,9 +120,18 @@ class Recipe:
         return self.prune is not None or self.qat is not None or self.distill is not None
 
     def with_epochs(self, epochs: int) -> Recipe:
-        """The same with so many epochs in each of its trainings."""
-        qat = replace(self.qat, epochs=epochs) if self.qat else None
-        return replace(self, train=replace(self.train, epochs=epochs), qat=qat)
+        """The same with so many epochs in each of its trainings; those that only prepare get no more than that."""
+
+        def fewer(part: Any, *keys: str, **changes: int) -> Any:
+            return part and replace(part, **{key: min(getattr(part, key), epochs) for key in keys}, **changes)
+
+        return replace(
+            self,
+            train=replace(self.train, epochs=epochs),
+            prune=fewer(self.prune, "start_epochs", "round_epochs"),
+            distill=fewer(self.distill, "teacher_epochs"),
+            qat=fewer(self.qat, "float_epochs", epochs=epochs),
+        )
 
     def values(self) -> dict[str, Any]:
         """Plain values for the manifest and the report: the parts there are, complete."""

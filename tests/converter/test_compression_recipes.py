@@ -14,10 +14,10 @@ from edgeferry_runtime.bundle import Bundle
 from edgeferry_runtime.check import check_here
 
 RECIPES = {
-    "channels": '[prune]\nkind = "channels"\ntarget = 0.6\nrounds = 2\nalign = 2\n',
+    "channels": '[prune]\nkind = "channels"\ntarget = 0.6\nstart_epochs = 1\nrounds = 2\nalign = 2\n',
     "bytes": '[prune]\nkind = "channels"\nmeasure = "bytes"\ntarget = 0.9\nrounds = 1\nalign = 2\n',
     "magnitude": '[prune]\nkind = "magnitude"\nsparsity = 0.5\nexclude = ["classes"]\n',
-    "qat": "[qat]\nepochs = 2\n",
+    "qat": "[qat]\nfloat_epochs = 1\nepochs = 2\n",
 }
 TRAIN = "[train]\nepochs = 2\nbatch_size = 16\n"
 
@@ -75,7 +75,8 @@ def test_a_recipe_ends_in_a_proven_bundle_that_carries_it(
     if name == "channels":
         before, after = found["macs"]
         assert after <= 0.6 * before
-        assert [history["name"] for history in found["training"]] == ["round 1", "round 2"]
+        told = [(history["name"], len(history["epochs"])) for history in found["training"]]
+        assert told == [("before pruning", 1), ("round 1", 1), ("round 2", 2)]
     if name == "bytes":
         # Of so small a model the file is mostly names; what was asked for was looked for before training.
         assert found["macs"][1] < found["macs"][0]
@@ -89,11 +90,12 @@ def test_a_recipe_ends_in_a_proven_bundle_that_carries_it(
         assert "latency is the same" in found["prune"]["note"]
     if name == "qat":
         assert found["qat"]["in_float"] == {}
-        assert [len(history["epochs"]) for history in found["training"]] == [2, 2]
+        told = [(history["name"], len(history["epochs"])) for history in found["training"]]
+        assert told == [("before rounding", 1), ("without rounding", 2), ("with rounding", 2)]
 
 
 def test_an_interrupted_run_goes_on(model, image_folders, recipe, tmp_path, capsys, monkeypatch):
-    """Ctrl-C after the first of two rounds: the second start trains only what is missing."""
+    """Ctrl-C after the first of three trainings: the second start trains only what is missing."""
     from edgeferry_converter.compression import flow
 
     real = flow.fine_tune
@@ -114,16 +116,23 @@ def test_an_interrupted_run_goes_on(model, image_folders, recipe, tmp_path, caps
     capsys.readouterr()
     assert convert(model, image_folders, file, tmp_path) == 0
     training = json.loads(capsys.readouterr().out)["compression"]["training"]
-    assert [history["resumed_at"] for history in training] == [2, 0]
+    assert [history["resumed_at"] for history in training] == [1, 0, 0]
     assert not (tmp_path / "small.training").exists()
 
 
-def test_a_teacher_s_answers_train_too(model, image_folders, recipe, tmp_path, capsys):
-    file = recipe("channels", "[distill]\nallow_weak = true\n")
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_a_teacher_s_answers_train_too(model, image_folders, recipe, tmp_path, capsys, epochs):
+    """The teacher is trained first, once, as long as is said, and no longer than --epochs; the source is not."""
+    file = recipe("channels", f"[distill]\nallow_weak = true\nteacher_epochs = {epochs}\n")
+    source = model.read_bytes()
     assert convert(model, image_folders, file, tmp_path, "--epochs", "1") == 0
     training = json.loads(capsys.readouterr().out)["compression"]["training"]
-    assert all(0 <= history["teacher"]["teacher"] <= 1 for history in training)
-    assert [len(history["epochs"]) for history in training] == [1, 1]
+    taught = [history for history in training if history["name"] != "teacher"]
+    assert len(training) - len(taught) == (1 if epochs else 0)
+    assert training[0]["name"] == ("teacher" if epochs else "before pruning")
+    assert all(0 <= history["teacher"]["teacher"] <= 1 for history in taught)
+    assert [len(history["epochs"]) for history in training] == [1] * len(training)
+    assert model.read_bytes() == source
 
 
 @pytest.mark.parametrize(

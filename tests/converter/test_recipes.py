@@ -83,6 +83,12 @@ def test_a_recipe_that_only_quantises_trains_nothing(write):
         ('[prune]\nkind = "magnitude"\npattern = "2:4"\nsparsity = 0.7\n', "2:4 is always 0.5"),
         ('[prune]\nkind = "magnitude"\nsparsity = 0.2\ninitial_sparsity = 0.4\n', "is more than prune.sparsity"),
         ('[prune]\nkind = "magnitude"\nexclude = [1]\n', "prune.exclude: must be a list of names"),
+        (
+            '[prune]\nkind = "magnitude"\nreconstruct = true\n',
+            'prune.reconstruct: means nothing when prune.kind is "magnitude"',
+        ),
+        ('[prune]\nkind = "channels"\nround_epochs = 0\n', "prune.round_epochs: must lie between"),
+        ("[qat]\nfloat_epochs = -1\n", "qat.float_epochs: must lie between"),
         ("[distill]\n", "distill: nothing makes the model smaller"),
         ("[qat]\nbits = 5\n", "qat.bits: must be one of 4, 8"),
         ("[qat]\nbts = 4\n", 'qat.bts: unknown key; did you mean "bits"'),
@@ -137,3 +143,17 @@ def test_files_that_are_no_recipe(tmp_path):
     (tmp_path / "large.toml").write_bytes(b"#" * (2 << 20))
     with pytest.raises(RecipeError, match="larger than"):
         load_recipe(str(tmp_path / "large.toml"))
+
+
+def test_trainings_that_only_prepare_get_no_more_epochs_than_the_command_line_says(write):
+    text = '[prune]\nkind = "channels"\nstart_epochs = 6\nround_epochs = 2\n[distill]\n[qat]\nfloat_epochs = 0\n'
+    few = load_recipe(write(text)).with_epochs(3)
+    assert (few.train.epochs, few.prune.start_epochs, few.prune.round_epochs) == (3, 3, 2)
+    assert (few.distill.teacher_epochs, few.qat.float_epochs, few.qat.epochs) == (3, 0, 3)
+
+
+@pytest.mark.parametrize("name", ["channels-75", "channels-50"])
+def test_shipped_channel_recipes_fit_kernels_and_train_their_teacher(name):
+    recipe = load_recipe(name)
+    assert recipe.prune.reconstruct
+    assert recipe.distill.teacher_epochs > 0

@@ -25,6 +25,7 @@ from edgeferry_converter.errors import ModelError
 __all__ = ["ChannelBudget", "Shrunk", "share_that_fits", "shrink", "shrink_once"]
 
 Score = Callable[[Tracing], Mapping[str, np.ndarray]]
+Restore = Callable[[Tracing, Mapping[str, np.ndarray], Any], object]
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ def shrink(
     rounds: int,
     train: Callable[[Any], None],
     budget: ChannelBudget | None = None,
+    restore: Restore | None = None,
 ) -> Shrunk:
     """Remove channels in rounds, each by the same factor, and train the model in place after each.
 
     Args:
         rounds: at least 1; channels are ranked anew in each.
         train: called with the smaller model after every round.
+        restore: called before it with the tracing, what was kept, and the smaller model, to make up for what went
+            (``reconstruction.reconstruct``).
 
     Raises:
         ModelError: no channel can be removed, or the model cannot be traced.
@@ -110,7 +114,10 @@ def shrink(
     current = tracing.model
     for target in round_targets(share, rounds):
         costs = cost_table(tracing, budget.unit, budget.per_layer)
-        current = rebuild(tracing, choose(score(tracing), costs, target * full, budget.align, budget.least, sizes))
+        keeps = choose(score(tracing), costs, target * full, budget.align, budget.least, sizes)
+        current = rebuild(tracing, keeps)
+        if restore is not None:
+            restore(tracing, keeps, current)
         train(current)
         tracing = prunable(current)
     counts = {group.name: (group.size, sizes[group.name]) for group in tracing.groups}

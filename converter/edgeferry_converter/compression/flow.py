@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgeferry_converter.compression import importance
 from edgeferry_converter.compression.channel_pruning import ChannelBudget, share_that_fits, shrink
@@ -14,6 +16,8 @@ from edgeferry_converter.compression.distillation import DistillOptions, distill
 from edgeferry_converter.compression.macs import macs
 from edgeferry_converter.compression.qat import QatOptions, computed_in_float, freeze, observe, prepare, strip
 from edgeferry_converter.compression.recalibration import recalibrate
+from edgeferry_converter.compression.reconstruction import reconstruct
+from edgeferry_converter.compression.rounded_statistics import rounded_statistics
 from edgeferry_converter.compression.schedule import ConstantSparsity, PolynomialDecay, Schedule
 from edgeferry_converter.compression.training import Data, History, TrainOptions, fine_tune, steps_per_epoch
 from edgeferry_converter.errors import ModelError, OptionError
@@ -21,6 +25,7 @@ from edgeferry_converter.recipe import Prune, Recipe
 
 __all__ = ["Compression", "Measures", "compress"]
 
+RECONSTRUCTED = 32  # batches that layers are fitted on when channels went
 RANKED_ON = 64  # batches that say which channels matter
 RANKED_BATCH = 16  # gradients of a large batch cancel before they are squared
 HELD_OUT = 0.1  # of the training data, that says when to stop early
@@ -97,12 +102,13 @@ class _Trainer:
     """Trains a model in place, by labels or by a teacher too, each time in a folder of its own."""
 
     def __init__(self, recipe: Recipe, data: Data, teacher: Any, folder: Path, tell: Tell) -> None:
-        self.data, self.recipe = data, recipe
+        self._all, self.data, self.recipe = data, data, recipe
         self._validation: Data | None = None
         if recipe.train.patience and hasattr(data, "hold_out"):
             self.data, self._validation = data.hold_out(HELD_OUT, recipe.train.seed)
         self.histories: list[dict[str, Any]] = []
         self._teacher, self._folder, self._tell = teacher, folder, tell
+        self._teacher_is_ready = False
 
     def options(self, **changes: Any) -> TrainOptions:
         """The recipe's, with changes."""
@@ -123,6 +129,7 @@ class _Trainer:
         if distilling is None:
             history = fine_tune(model, self.data, options, callbacks, folder, told, validation=self._validation)
         else:
+            self._prepare_teacher(distilling.teacher_epochs, distilling.teacher_learning_rate)
             how = DistillOptions(distilling.temperature, 1 - distilling.alpha, force=distilling.allow_weak)
             done = distill(
                 model, self._teacher, self.data, options, how, callbacks, folder, told,
@@ -130,6 +137,14 @@ class _Trainer:
             )  # fmt: skip
             history, standing = done.history, done.standing
         self.histories.append(_history(name, history) | ({"teacher": asdict(standing)} if standing else {}))
+
+    def _prepare_teacher(self, epochs: int, rate: float) -> None:
+        """Train the teacher itself, once: what it teaches on is augmented, and it must know such images."""
+        if epochs and not self._teacher_is_ready:
+            plain = _Trainer(replace(self.recipe, distill=None), self._all, None, self._folder, self._tell)
+            plain.train("teacher", self._teacher, plain.options(epochs=epochs, learning_rate=rate))
+            self.histories += plain.histories
+        self._teacher_is_ready = True
 
 
 def _history(name: str, history: History) -> dict[str, Any]:
@@ -144,6 +159,9 @@ def _history(name: str, history: History) -> dict[str, Any]:
 
 def _channels(found: Compression, prune: Prune, trainer: _Trainer, measures: Measures) -> None:
     """Remove channels in rounds, each followed by recalibration and training."""
+    if prune.start_epochs:
+        found.model = _copy(found.model)
+        trainer.train("before pruning", found.model, trainer.options(epochs=prune.start_epochs))
     score = _score(prune.importance, trainer.data, trainer.recipe.train.seed)
     unit = prune.measure if prune.measure in ("macs", "parameters") else "macs"
     budget = ChannelBudget(unit, prune.align)
@@ -151,13 +169,21 @@ def _channels(found: Compression, prune: Prune, trainer: _Trainer, measures: Mea
     if prune.measure in ("bytes", "latency"):
         measure = measures.bytes if prune.measure == "bytes" else measures.latency
         target = share_that_fits(found.model, measure, prune.target * measure(found.model), score, budget)
+    epochs = dict.fromkeys(range(1, prune.rounds), prune.round_epochs)
     rounds = iter(range(1, prune.rounds + 1))
+    images = _some_inputs(trainer.data) if prune.reconstruct else None
+
+    def restore(tracing: Any, keeps: Mapping[str, Any], smaller: Any) -> None:
+        if images is not None:
+            reconstruct(tracing, keeps, smaller, images)
 
     def train(model: Any) -> None:
         recalibrate(model, trainer.data)
-        trainer.train(f"round {next(rounds)}", model, trainer.options())
+        number = next(rounds)
+        options = trainer.options()
+        trainer.train(f"round {number}", model, replace(options, epochs=epochs.get(number, options.epochs)))
 
-    shrunk = shrink(found.model, target, score, prune.rounds, train, budget)
+    shrunk = shrink(found.model, target, score, prune.rounds, train, budget, restore)
     found.model = shrunk.model
     found.figures["prune"] = {
         "kind": "channels",
@@ -228,10 +254,16 @@ def _rounded(found: Compression, recipe: Recipe, trainer: _Trainer) -> None:
         raise OptionError(
             "QAT would train the zeros of magnitude pruning away", "Take one of [prune] and [qat], or channels."
         )
+    if qat.float_epochs and recipe.prune is None:
+        found.model = _copy(found.model)
+        trainer.train("before rounding", found.model, trainer.options(epochs=qat.float_epochs))
+        recalibrate(found.model, trainer.data)
     options = trainer.options(epochs=qat.epochs, learning_rate=qat.learning_rate)
     found.control = _copy(found.model)
     trainer.train("without rounding", found.control, options)
-    prepared = prepare(found.model, QatOptions(qat.weights, qat.bits))
+    how = QatOptions(qat.weights, qat.bits)
+    rounded_statistics(found.model, trainer.data, how)
+    prepared = prepare(found.model, how)
     observe(prepared, islice(_inputs(trainer.data), OBSERVED))
     trainer.train("with rounding", prepared, options)
     freeze(prepared)
@@ -247,6 +279,12 @@ def _with_rounded_weights(prepared: Any) -> Any:
         if type(layer).__name__ == "QuantizedKernel":
             model.get_layer(layer.layer.name).weights[0].assign(layer.quantized_kernel())
     return model
+
+
+def _some_inputs(data: Data) -> Any:
+    """Inputs that layers are fitted on, float32 [n, ...]; None where the model takes several."""
+    first = list(islice(_inputs(data), RECONSTRUCTED))
+    return None if isinstance(first[0], tuple) else np.concatenate(first)
 
 
 def _inputs(data: Data) -> Iterator[Any]:
