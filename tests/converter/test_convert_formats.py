@@ -57,6 +57,7 @@ def test_a_model_of_vectors_is_judged_by_its_error(convert, linear_model, vector
 
 
 def test_several_inputs_and_outputs_go_by_name(convert, keras, save_model, tmp_path):
+    keras.utils.set_random_seed(0)
     a, b = keras.Input((5,), name="left"), keras.Input((3,), name="right")
     outputs = {
         "sum": keras.layers.Dense(2, name="s")(keras.layers.Concatenate()([a, b])),

@@ -21,7 +21,7 @@ def blocks(repository, language):
 
 def test_every_example_of_the_docs(repository):
     examples = blocks(repository, "toml")
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         config = compile_toml(example.encode())
         assert RunConfig.parse(config.to_json().encode()) == config

@@ -65,10 +65,10 @@ def broken_runtime(tmp_path: Path) -> Callable[[str], Path]:
         package = Path(edgeferry_runtime.__file__).parent
         shutil.copytree(package, folder, ignore=shutil.ignore_patterns("__pycache__"))
         file = folder / "running.py"
-        mark = "    choices = choices_of(arguments)\n"
+        mark = "    settings = with_config(arguments)\n"
         text = file.read_text()
         assert text.count(mark) == 1
-        file.write_text(text.replace(mark, f"    import threading\n    {FAULTS[fault]}\n{mark}"))
+        file.write_text(text.replace(mark, f"    import threading, time\n    {FAULTS[fault]}\n{mark}"))
         return folder
 
     return make
