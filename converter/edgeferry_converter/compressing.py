@@ -52,10 +52,11 @@ def compressed(
 
     keras = keras_model(material.source)
     if not request.train_data:
-        raise OptionError(f"the recipe {recipe.name} trains, and nothing says on what", "Add --train-data.")
+        raise OptionError(f"the recipe {recipe.name} needs images, and nothing says which", "Add --train-data.")
     progress.step("opening the training data")
     labels = read_labels(request.labels) if request.labels else None
-    data = open_train_data(request.train_data, material.source, material.feed, class_count(material, post), labels)
+    classes = class_count(material, post) if recipe.trains or _in_folders(request.train_data) else None
+    data = open_train_data(request.train_data, material.source, material.feed, classes, labels)
     teacher = teacher_of(recipe, material, request)
 
     def tell(what: str, done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -78,6 +79,12 @@ def compressed(
     if hasattr(data, "overlap"):
         figures["overlap"] = data.overlap(material.judging, material.division.evaluation)
     return replace(material, made=made, qat=found.qat, control=control), figures
+
+
+def _in_folders(spec: str) -> bool:
+    """Whether there may be a folder a class; pictures side by side have no labels, and statistics need none."""
+    path = Path(spec)
+    return not path.is_dir() or any(part.is_dir() for part in path.iterdir())
 
 
 def keras_model(source: SourceModel) -> Any:

@@ -91,7 +91,7 @@ def convert(request: ConversionRequest, console: Console) -> ConversionResult:
         findings = lint_material(material, post)
         raise_for(findings, request.strict)
         compression: dict[str, Any] = {}
-        if request.recipe is not None and request.recipe.trains:
+        if request.recipe is not None and request.recipe.needs_data:
             material, compression = compressed(
                 request, request.recipe, material, post, output, Path(scratch), progress
             )

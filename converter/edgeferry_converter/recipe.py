@@ -101,6 +101,8 @@ class Recipe:
     """One way from a model to its variants; a part that is None is left out.
 
     Attributes:
+        recalibrate: whether BatchNorm's statistics are measured anew where nothing is trained; training always
+            begins with that.
         schemes: the bundle's variants, preferred first; empty for the profile's default.
         max_drop: what a variant may lose; None for the default.
     """
@@ -111,13 +113,19 @@ class Recipe:
     prune: Prune | None = None
     distill: Distill | None = None
     qat: Qat | None = None
+    recalibrate: bool = False
     schemes: tuple[str, ...] = ()
     max_drop: float | None = None
 
     @property
     def trains(self) -> bool:
-        """Whether it needs training data."""
+        """Whether it changes weights."""
         return self.prune is not None or self.qat is not None or self.distill is not None
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it needs training data."""
+        return self.trains or self.recalibrate
 
     def with_epochs(self, epochs: int) -> Recipe:
         """The same with so many epochs in each of its trainings; those that only prepare get no more than that."""
@@ -138,7 +146,7 @@ class Recipe:
         found = asdict(self)
         if not self.trains:
             del found["train"]
-        return {key: _plain(value) for key, value in found.items() if value not in (None, ())}
+        return {key: _plain(value) for key, value in found.items() if value not in (None, (), False)}
 
 
 def recipes_folder() -> Path:
@@ -263,6 +271,7 @@ def _build(data: Mapping[str, Any]) -> Recipe:
         prune=Prune(**prune) if prune is not None else None,
         distill=Distill(**data["distill"]) if "distill" in data else None,
         qat=Qat(**data["qat"]) if "qat" in data else None,
+        recalibrate=data.get("recalibrate", False),
         schemes=tuple(data.get("quantize", {}).get("schemes", ())),
         max_drop=data.get("gate", {}).get("max_drop"),
     )

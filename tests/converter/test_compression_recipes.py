@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from edgeferry_converter.errors import OptionError, RecipeError
@@ -17,6 +18,7 @@ RECIPES = {
     "channels": '[prune]\nkind = "channels"\ntarget = 0.6\nstart_epochs = 1\nrounds = 2\nalign = 2\n',
     "bytes": '[prune]\nkind = "channels"\nmeasure = "bytes"\ntarget = 0.9\nrounds = 1\nalign = 2\n',
     "magnitude": '[prune]\nkind = "magnitude"\nsparsity = 0.5\nexclude = ["classes"]\n',
+    "recalibrated": "",
     "qat": "[qat]\nfloat_epochs = 1\nepochs = 2\n",
 }
 TRAIN = "[train]\nepochs = 2\nbatch_size = 16\n"
@@ -42,7 +44,8 @@ def model(keras, tmp_path_factory) -> Path:
 def recipe(tmp_path):
     def make(name: str, more: str = "") -> Path:
         path = tmp_path / f"{name}.toml"
-        path.write_text(f'name = "{name}"\ndescription = "x"\n{TRAIN}{RECIPES[name]}{more}')
+        train = TRAIN if RECIPES[name] else "recalibrate = true\n"
+        path.write_text(f'name = "{name}"\ndescription = "x"\n{train}{RECIPES[name]}{more}')
         return path
 
     return make
@@ -88,6 +91,9 @@ def test_a_recipe_ends_in_a_proven_bundle_that_carries_it(
         )
         assert variants["int8"]["compressed_bytes"] < variants["int8 of the source"]["compressed_bytes"]
         assert "latency is the same" in found["prune"]["note"]
+    if name == "recalibrated":
+        assert found["training"] == []
+        assert found["macs"][0] == found["macs"][1]
     if name == "qat":
         assert found["qat"]["in_float"] == {}
         told = [(history["name"], len(history["epochs"])) for history in found["training"]]
@@ -181,3 +187,32 @@ def test_the_epochs_of_the_command_line_count_for_all_trainings():
     with pytest.raises(RecipeError):
         load_recipe("nothing")
     assert issubclass(OptionError, ValueError)
+
+
+def test_statistics_alone_need_images_without_labels(keras, tmp_path, capsys):
+    """A model whose BatchNorm knows far brighter pictures answers one class for all, until it is measured anew."""
+    random = np.random.default_rng(0)
+    classes = np.arange(60) % 2
+    pictures = (
+        random.integers(0, 20, (60, 16, 16, 3), dtype=np.uint8)
+        + (classes * 8).astype(np.uint8)[:, None, None, None]
+    )
+    for kind, names in (("labelled", ["dark", "light"]), ("plain", ["", ""])):
+        for i, picture in enumerate(pictures):
+            folder = tmp_path / kind / names[classes[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{i}.png"), picture)
+    inputs = keras.Input((16, 16, 3), name="pixels")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization(momentum=0.5)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax", name="classes")(x))
+    model.get_layer("classes").set_weights([np.array([[-3.0, 3.0]] * 3, np.float32), np.zeros(2, np.float32)])
+    model.layers[1].set_weights([np.ones(3), np.zeros(3), np.full(3, 0.5), np.full(3, 0.0004)])
+    model.save(tmp_path / "net.keras")
+    argv = ["convert", str(tmp_path / "net.keras"), "--profile", "host", "--data", str(tmp_path / "labelled")]
+    argv += ["--preprocess", "unit", "--recipe", "recalibrate", "--json", "-o", str(tmp_path / "net.ferry")]
+    assert main(argv) == 2
+    assert "needs images" in json.loads(capsys.readouterr().out)["error"]
+    assert main([*argv, "--train-data", str(tmp_path / "plain")]) == 0
+    variants = json.loads(capsys.readouterr().out)["evaluation"]["variants"]
+    assert variants["int8 of the source"]["metric"] < 0.6
+    assert variants["int8"]["metric"] > 0.9

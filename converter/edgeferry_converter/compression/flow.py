@@ -72,7 +72,7 @@ def compress(
 
     Args:
         source: a functional or Sequential keras.Model; it is not changed.
-        recipe: one that trains.
+        recipe: one that needs data; without prune and qat only the statistics of BatchNormalization change.
         data: to rank channels and to train with.
         teacher: the keras.Model whose answers are learned from, where the recipe distils.
         measures: for targets in bytes or latency.
