@@ -31,6 +31,7 @@ _LOG = logging.getLogger("edgeferry")
 SHAPES = {"auto": None, "on": True, "off": False}
 _HUMBLE = 10  # how much lower the priority of what is only tried or checked is
 _CHECK_S = 300.0
+_AB_TIMEOUT_S = 3.0
 _STUTTER_US = 10_000.0  # a third of a frame at 30 frames/s
 
 
@@ -77,7 +78,8 @@ def open_one(settings: argparse.Namespace, choices: Choices, heartbeat: Heartbea
         model, source = choose_threads(choices, settings.threads, settings.played, model, source)
     opened.pop_all()  # they are the versions' from here on
     here = choices._replace(threads=model.interpreter.threads)
-    open_version = functools.partial(_open_version, here, model.interpreter.allocate_us)
+    # What depends on an accelerator is opened with its standby, in this process.
+    open_version = functools.partial(_open_version, here, 0.0 if standby else model.interpreter.allocate_us)
     versions = Versions(
         choices.bundle,
         model,
@@ -164,7 +166,7 @@ def _open_version(here: Choices, allocate_us: float, path: str, variant: str | N
     one gets a process of its own, where nothing but the machine's cores is shared.
     """
     choices = here._replace(bundle=path, variant=variant or here.variant)
-    if allocate_us < _STUTTER_US or choices.delegate:
+    if allocate_us < _STUTTER_US:
         return open_for_loop(choices)
     from edgeferry_runtime.remote import open_remote_model
     from edgeferry_runtime.restarting import RestartingRoster
@@ -211,7 +213,8 @@ def _candidate(
     from edgeferry_runtime.remote import RemoteInterpreter, open_remote_model
 
     assert config.candidate is not None  # noqa: S101 - the caller looked
-    nice = _HUMBLE if config.candidate.mode == "shadow" else 0
+    # In ab a candidate that hangs holds the loop until it is given up.
+    how = {"nice": _HUMBLE} if config.candidate.mode == "shadow" else {"timeout_s": _AB_TIMEOUT_S}
 
     def memory(model: Model | None) -> float | None:
         if model is None:
@@ -220,7 +223,7 @@ def _candidate(
 
     candidate = Candidate(
         config.candidate,
-        lambda path: open_remote_model(here._replace(bundle=path), nice=nice),
+        lambda path: open_remote_model(here._replace(bundle=path), **how),
         functools.partial(checked, here),
         versions.reload,
         roster=versions,
