@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -216,3 +217,39 @@ def test_statistics_alone_need_images_without_labels(keras, tmp_path, capsys):
     variants = json.loads(capsys.readouterr().out)["evaluation"]["variants"]
     assert variants["int8 of the source"]["metric"] < 0.6
     assert variants["int8"]["metric"] > 0.9
+
+
+SUBCLASS = """
+import keras
+
+@keras.saving.register_keras_serializable("own")
+class Small(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.conv = keras.layers.Conv2D(8, 3, padding="same", name="conv")
+        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.head = keras.layers.Dense(3, activation="softmax", name="head")
+
+    def call(self, x):
+        return self.head(self.pool(keras.ops.relu(self.conv(x))))
+"""
+
+
+def test_a_model_of_a_class_of_ones_own_is_pruned_by_magnitude_and_refused_by_name_else(
+    image_folders, recipe, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "own_model.py").write_text(SUBCLASS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = importlib.import_module("own_model")
+    model = own.Small(name="small")
+    model(np.zeros((1, 16, 16, 3), np.float32))
+    model.save(tmp_path / "own.keras")
+    own_flags = ("--custom-objects", "own_model", "--input-shape", "16,16,3")
+    assert convert(tmp_path / "own.keras", image_folders, recipe("magnitude"), tmp_path, *own_flags) == 0
+    found = json.loads(capsys.readouterr().out)["compression"]
+    assert found["macs"] is None
+    assert {path.split("/")[-2]: share for path, share in found["prune"]["zeros"].items()}["conv"] > 0.3
+    for name, words in (("channels", "Pruning by magnitude"), ("qat", "no layer can be quantised: small")):
+        assert convert(tmp_path / "own.keras", image_folders, recipe(name), tmp_path, *own_flags) in (1, 2)
+        said = json.loads(capsys.readouterr().out)
+        assert words in said["error"] + said["remedy"]

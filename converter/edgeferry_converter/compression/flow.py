@@ -305,7 +305,7 @@ def _copy(model: Any) -> Any:
     import keras
 
     try:
-        copied = keras.models.clone_model(model)
+        copied = keras.models.clone_model(model, clone_function=_named_copy)
     except ValueError as error:  # a subclass of keras.Model
         raise ModelError(
             f"{model.name}: cannot be copied layer by layer: {error}",
@@ -315,9 +315,17 @@ def _copy(model: Any) -> Any:
     return copied
 
 
+def _named_copy(layer: Any) -> Any:
+    """A layer by its config; a class of one's own may leave its name out of that, and outputs are called by it."""
+    copied = type(layer).from_config(layer.get_config())
+    copied.name = layer.name
+    return copied
+
+
 def _macs(before: Any, after: Any) -> list[int] | None:
-    """Multiply-accumulates before and after; None where a layer is of no known kind."""
+    """Multiply-accumulates before and after; None where they cannot be counted, as within a model's own class."""
     try:
-        return [int(macs(before)), int(macs(after))]
+        counted = [int(macs(before)), int(macs(after))]
     except ModelError:
         return None
+    return counted if all(counted) else None

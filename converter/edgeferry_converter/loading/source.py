@@ -148,7 +148,8 @@ class SourceModel(ABC):
 
     def with_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Fix an input's free dimensions, as ``--input-shape`` does; a declared preprocessing knows them too."""
-        given = tuple(one for one in self._options.input_shapes if one[0] != name)
+        meant = (name, "") if len(self.inputs) == 1 else (name,)  # a shape without a name is the only input's
+        given = tuple(one for one in self._options.input_shapes if one[0] not in meant)
         self._options = replace(self._options, input_shapes=(*given, (name, shape)))
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
