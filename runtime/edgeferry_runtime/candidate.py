@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections import deque
-from fractions import Fraction
 from typing import Any, Callable, Deque, Mapping
 
 from edgeferry_runtime import conditions
@@ -29,9 +28,11 @@ from edgeferry_runtime.promotion import Decision, decide
 from edgeferry_runtime.results import STAGES, Result
 from edgeferry_runtime.roster import Roster
 from edgeferry_runtime.sources.base import Frame
-from edgeferry_runtime.versions import Swap, require_sound
+from edgeferry_runtime.swap import Swap
+from edgeferry_runtime.turns import Turns, rest_s
+from edgeferry_runtime.versions import require_sound
 
-__all__ = ["Candidate", "Turns", "rest_s"]
+__all__ = ["Candidate", "memory_of"]
 
 _LOG = logging.getLogger("edgeferry")
 _COMPUTING = [STAGES.index(stage) for stage in ("preprocess", "invoke", "postprocess")]
@@ -40,31 +41,12 @@ _REMEMBERED = 20  # events in the state
 _OVER = ("promoted", "abandoned", "refused", "closed")
 
 
-def rest_s(busy_s: float, share: float) -> float:
-    """How long to rest after working for ``busy_s`` so that no more than ``share`` of the time is work."""
-    return max(0.0, busy_s / share - busy_s)
-
-
-class Turns:
-    """Which frames are the candidate's, by the config's ``part``: no chance is in it.
-
-    By frame they are spread evenly: of any n frames in a row n * part are the candidate's, give or take one.  By
-    time the candidate has the first ``part`` of each period.
-    """
-
-    def __init__(self, config: CandidateConfig) -> None:
-        part = Fraction(config.part).limit_denominator(10000)
-        self._part, self._of = part.numerator, part.denominator
-        self._by_time = config.by == "time"
-        self._period_s, self._share = config.period_s, config.part
-        self._count = 0
-
-    def next(self, now_s: float) -> bool:
-        """Whether the next frame is the candidate's."""
-        if self._by_time:
-            return now_s % self._period_s < self._share * self._period_s
-        before, self._count = self._count, self._count + 1
-        return self._count * self._part // self._of > before * self._part // self._of
+def memory_of(model: Model | None) -> float | None:
+    """MiB a model's worker has in RAM, or this process for None; None where that is not known."""
+    if model is None:
+        return conditions.rss_mb()
+    of_worker: Callable[[], float | None] | None = getattr(model.interpreter, "rss_mb", None)
+    return of_worker() if of_worker is not None else None
 
 
 class Candidate(Roster, Observer):
@@ -90,7 +72,7 @@ class Candidate(Roster, Observer):
         check: Callable[[str], Mapping[str, Any]],
         promote: Callable[[str], Swap],
         roster: Roster | None = None,
-        rss_mb: Callable[[Model | None], float | None] = lambda model: _memory_of(model),
+        rss_mb: Callable[[Model | None], float | None] = memory_of,
         on_disagreement: Callable[[Frame, Result], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -396,13 +378,6 @@ class Candidate(Roster, Observer):
             self.kept.offer(similarity.difference, frame, result, answer)
             if self._on_disagreement is not None:
                 self._on_disagreement(frame, result)
-
-
-def _memory_of(model: Model | None) -> float | None:
-    if model is None:
-        return conditions.rss_mb()
-    of_worker: Callable[[], float | None] | None = getattr(model.interpreter, "rss_mb", None)
-    return of_worker() if of_worker is not None else None
 
 
 def _computing_us(result: Result) -> float:

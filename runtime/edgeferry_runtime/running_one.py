@@ -12,7 +12,6 @@ from typing import Any, Callable, Mapping, NamedTuple
 from edgeferry_runtime.bundle import Bundle
 from edgeferry_runtime.check import check_in_child
 from edgeferry_runtime.errors import EdgeferryError
-from edgeferry_runtime.model import Model
 from edgeferry_runtime.observer import Observer
 from edgeferry_runtime.opening import Choices, check_architecture, open_for_loop, open_model, warn_if_undelegated
 from edgeferry_runtime.pipeline import Pipeline
@@ -23,7 +22,8 @@ from edgeferry_runtime.service import Heartbeat
 from edgeferry_runtime.sinks import open_sink
 from edgeferry_runtime.sources import open_source
 from edgeferry_runtime.thread_choice import choose_threads
-from edgeferry_runtime.versions import Opened, Versions, Watcher
+from edgeferry_runtime.versions import Opened, Versions
+from edgeferry_runtime.watcher import Watcher
 
 __all__ = ["SHAPES", "Running", "checked", "open_one", "open_view"]
 
@@ -209,17 +209,11 @@ def _candidate(
     observers: list[Observer], commands: dict[str, Command],
 ) -> Roster:  # fmt: skip
     from edgeferry_runtime.candidate import Candidate
-    from edgeferry_runtime.conditions import rss_mb
-    from edgeferry_runtime.remote import RemoteInterpreter, open_remote_model
+    from edgeferry_runtime.remote import open_remote_model
 
     assert config.candidate is not None  # noqa: S101 - the caller looked
     # In ab a candidate that hangs holds the loop until it is given up.
     how = {"nice": _HUMBLE} if config.candidate.mode == "shadow" else {"timeout_s": _AB_TIMEOUT_S}
-
-    def memory(model: Model | None) -> float | None:
-        if model is None:
-            return rss_mb()
-        return model.interpreter.rss_mb() if isinstance(model.interpreter, RemoteInterpreter) else None
 
     candidate = Candidate(
         config.candidate,
@@ -227,7 +221,6 @@ def _candidate(
         functools.partial(checked, here),
         versions.reload,
         roster=versions,
-        rss_mb=memory,
         on_disagreement=functools.partial(recorder.trigger, "disagreement", "") if recorder is not None else None,
     ).start()
     stack.callback(candidate.close)

@@ -17,67 +17,19 @@ from typing import Any, Callable, Mapping, Optional, Tuple
 
 from edgeferry_runtime.bundle import Bundle
 from edgeferry_runtime.errors import BackendError, EdgeferryError, FrameError, UsageError
-from edgeferry_runtime.manifest import MANIFEST_NAME
 from edgeferry_runtime.model import Model
 from edgeferry_runtime.observer import Observer
 from edgeferry_runtime.results import Result
 from edgeferry_runtime.roster import Roster
 from edgeferry_runtime.sources.base import Frame
+from edgeferry_runtime.swap import Swap
 
-__all__ = ["Opened", "Swap", "Versions", "Watcher", "require_sound"]
+__all__ = ["Opened", "Versions", "require_sound"]
 
 _LOG = logging.getLogger("edgeferry")
 Opened = Tuple[Model, Optional[Roster]]  # a model, and what runs in its place when it fails
 _AGAIN = "Look at the new version with: edgeferry-run check --bundle BUNDLE"
 _LONGEST_WAIT_S = 600.0
-
-
-class Swap:
-    """One attempt to change the version.
-
-    Attributes:
-        path: the bundle's, resolved: not the link it was reached by.
-        identity: name and short version of what is to run, and its variant where one was asked for.
-        variant: to open; None leaves the choice to who opens it.
-        stage: "checking", "loading", "ready", "swapped" or "refused".
-        why: it was refused.
-        gap_ms: between the last result before and the first of the new version; None before that.
-    """
-
-    def __init__(self, path: str, identity: str, variant: str | None, began: float) -> None:
-        self.path = path
-        self.identity = identity
-        self.variant = variant
-        self.began = began
-        self.stage = "checking"
-        self.why = ""
-        self.gap_ms: float | None = None
-        self._over = threading.Event()
-
-    @property
-    def over(self) -> bool:
-        """Whether it has come to its end, good or bad."""
-        return self._over.is_set()
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; returns whether it has come."""
-        return self._over.wait(timeout_s)
-
-    def end(self, stage: str, why: str = "") -> None:
-        """It ended, as ``stage`` says; only the first end counts."""
-        if not self._over.is_set():
-            self.stage, self.why = stage, why
-            self._over.set()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "bundle": self.identity,
-            "path": self.path,
-            "stage": self.stage,
-            "why": self.why,
-            "gap_ms": self.gap_ms,
-        }
 
 
 class _Version:
@@ -372,50 +324,3 @@ def require_sound(report: Mapping[str, Any]) -> None:
     """
     if report.get("ok") is not True:
         raise BackendError(str(report.get("error") or "its self-check failed"), str(report.get("remedy") or ""))
-
-
-class Watcher(Observer):
-    """Asks for a reload when the path of the bundle leads to another version, or when somebody asked for one.
-
-    What it finds must lie still for a tick: a file that is being copied is not looked at.
-
-    Args:
-        versions: told to reload.
-    """
-
-    def __init__(self, versions: Versions) -> None:
-        self._versions = versions
-        self._asked = False
-        self._known = self._seen = _signature(versions.path)
-
-    def ask(self) -> None:
-        """Reload at the next tick; may be called by a signal's handler."""
-        self._asked = True
-
-    def tick(self) -> None:
-        found = _signature(self._versions.path)
-        changed = found != self._known and found == self._seen and found is not None
-        self._seen = found
-        if not (changed or self._asked):
-            return
-        asked, self._asked = self._asked, False
-        try:
-            self._versions.reload()
-        except EdgeferryError as error:
-            if isinstance(error, UsageError) and "still being loaded" in error.message:
-                self._asked = True
-                return
-            if asked or not isinstance(error, UsageError):
-                _LOG.warning("no other version is loaded: %s", error.message)
-        self._known = found
-
-
-def _signature(path: str) -> tuple[object, ...] | None:
-    """What changes when the bundle behind a path does; None where there is none."""
-    real = os.path.realpath(path)
-    manifest = os.path.join(real, MANIFEST_NAME)
-    try:
-        found = os.stat(manifest if os.path.isdir(real) else real)
-    except OSError:
-        return None
-    return real, found.st_ino, found.st_size, found.st_mtime_ns

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from edgeferry_runtime import Model, Pipeline
-from edgeferry_runtime.candidate import Candidate, Turns, rest_s
+from edgeferry_runtime.candidate import Candidate
 from edgeferry_runtime.candidate_config import CandidateConfig
 from edgeferry_runtime.errors import BackendError, EdgeferryError, UsageError
+from edgeferry_runtime.turns import Turns, rest_s
 from edgeferry_runtime.versions import Versions
 from hypothesis import given
 from hypothesis import strategies as st

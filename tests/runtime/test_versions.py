@@ -17,7 +17,8 @@ import pytest
 from edgeferry_runtime import Model, Pipeline, check
 from edgeferry_runtime.errors import BackendError, BundleError, EdgeferryError, FrameError, UsageError
 from edgeferry_runtime.roster import Roster
-from edgeferry_runtime.versions import Versions, Watcher
+from edgeferry_runtime.versions import Versions
+from edgeferry_runtime.watcher import Watcher
 
 HERE = Path(__file__).resolve().parent
 spec = importlib.util.spec_from_file_location("tiny_versions", HERE / "tiny_versions.py")
