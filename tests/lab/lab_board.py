@@ -203,8 +203,11 @@ class Board:
             )
         return done
 
-    def reboot(self, seconds: float = 180) -> None:
-        """Reboot as its owner would, and wait until it is back."""
+    def reboot(self, seconds: float = 420) -> None:
+        """Reboot as its owner would, and wait until it is back.
+
+        A session's runtime folder that is slow to be unmounted holds the shutdown for systemd's own 3 minutes.
+        """
         before = self.ssh("cat /proc/sys/kernel/random/boot_id").stdout.strip()
         self.ssh("sudo systemctl reboot", check=False)
         self.wait_for_ssh(seconds, other_than=before)
