@@ -44,7 +44,7 @@ while found and (here / "hold").exists():
     time.sleep(0.05)
 epochs = found.get("qat", {}).get("epochs", 0)
 if (here / "crash").exists() and found and str(epochs) in (here / "crash").read_text().split():
-    print("out of everything")
+    print("out of everything", flush=True)
     os.kill(os.getpid(), 9)
 if (here / "fail").exists() and found:
     reason = (here / "fail").read_text()

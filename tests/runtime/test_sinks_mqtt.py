@@ -195,8 +195,9 @@ def test_a_broker_that_restarts_gets_all_in_order(lasting_broker):
         assert sink.state()["waiting"] >= 49  # one may be in the sender's hand
         broker.start()
         with Listener(broker.port, "reader") as listener:
-            wait_until(lambda: len(listener.frames()) >= 50)
-            assert listener.frames() == list(range(10, 60))
+            wait_until(lambda: listener.frames()[-1:] == [59])
+            # Those whose receipt the broker did not hear of before it ended come again, as qos=1 promises.
+            assert [number for number in listener.frames() if number >= 10] == list(range(10, 60))
         assert sink.state() == {"connected": True, "waiting": 0, "dropped": 0}
 
 
