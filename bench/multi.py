@@ -46,10 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
-    rounds, seconds = (1, 0.5) if quick else (5, 1.5)
+    rounds, seconds = (1, 0.5) if quick else (4, 1.0)
     made = material()
     rows = [*rates(made, rounds, seconds), *memory(made), *loading(made, rounds)]
-    rows += swap_gaps(made, 3 if quick else 20)
+    rows += swap_gaps(made, 3 if quick else 12)
     rows += costs(made, rounds, seconds)
     report("multi", rows)
 
